@@ -1,0 +1,377 @@
+"""What the scripts share and what is no lesson: flags, data, prompts, noise schedule, the run folder."""
+
+import argparse
+import csv
+import json
+import math
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+T = 1000  # diffusion steps
+TRAIN_STEPS = {"mnist": 4000}
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+CLASS_WORDS = {"mnist": [(word, str(digit)) for digit, word in enumerate(DIGITS)]}
+TRAIN_TEMPLATES = {
+    "mnist": (
+        "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|handwritten digit {}|"
+        "a photo of the number {}|a drawing of a {}|an image of the digit {}|a white {} on black|please draw a {}|"
+        "write the number {}|the numeral {} in handwriting|{}, handwritten"
+    ).split("|")
+}
+HELDOUT_TEMPLATES = {  # never seen in training by any model, tiny CLIP included
+    "mnist": (
+        "show me the figure {}|{} written with a pen|I would like a {} please|someone scribbled {} on paper|"
+        "what does {} look like?|a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
+        "a child's attempt at writing {}|just {} and nothing else|chalk on a blackboard: {}|could you sketch {} for me"
+    ).split("|")
+}
+
+
+class UserError(Exception):
+    """Something the user can mend; cli() prints it as one line and exits with code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
+def number(kind, low, high):
+    """An argparse type; its name ends up in the message: "invalid number from 0 to 100 value: '-1'"."""
+
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise ValueError
+        return kind(text)
+
+    parse.__name__ = f"{'whole ' if kind is int else ''}number from {low} to {high}"
+    return parse
+
+
+def parse_args(script: str, doc: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of every model script. argv None: the command line's; a notebook kernel's own are no flags."""
+    scale, count = number(float, 0, 100), number(int, 1, 10**9)
+    parser = Parser(f"{script}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="mnist", choices=list(CLASS_WORDS), help="what to learn (default mnist)")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of going on with the run on disk")
+    for flag, kind, default, text in [
+        ("train-steps", count, None, f"optimiser steps (default {TRAIN_STEPS['mnist']} for mnist)"),
+        ("batch-size", count, 64, "images per step (default 64)"),
+        ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate of AdamW (default 0.003)"),
+        ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
+        ("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (default auto: a GPU if there is one)"),
+        ("clip", str, "auto", "tiny, ViT-B/32 or another of OpenAI's, a file, or (default) auto: ViT-B/32, else tiny"),
+        ("sample-steps", number(int, 1, T), 20, "DDIM steps from noise to image, 1 to 1000 (default 20)"),
+        ("eta", number(float, 0, 1), 0.5, "noise put back while sampling, 0 (DDIM) to 1 (DDPM) (default 0.5)"),
+        ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
+        ("scales", lambda text: sorted({scale(part) for part in text.split(",")}), [1.0, 2.0, 3.0], "(default 1,2,3)"),
+        ("data-dir", Path, Path("data"), "where data sets are kept (default data)"),
+        ("out", Path, Path("results"), "where runs are kept (default results)"),
+        ("prompt", str, None, 'draw this from the trained model, for example "a handwritten seven"'),
+        ("n", number(int, 1, 10000), 16, "with --prompt: how many images (default 16)"),
+        ("scale", scale, 2.0, "with --prompt: guidance scale, 1 is none (default 2)"),
+    ]:
+        parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
+    kernel = argv is None and Path(sys.argv[0]).stem.endswith("kernel_launcher")
+    args = parser.parse_args([] if kernel else argv, argparse.Namespace(script=script))
+    if args.prompt is not None and not args.prompt.strip():
+        raise UserError('the prompt is empty; say what to draw, for example --prompt "a handwritten seven"')
+    args.train_steps = args.train_steps or TRAIN_STEPS[args.dataset]
+    args.device = pick_device(args.device)
+    return args
+
+
+def pick_device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu").device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} cannot be used here ({one_line(error)}); try --device cpu") from None
+
+
+def cli(main) -> None:
+    """Run main(); what the user can mend becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from the last checkpoint")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def reachable(url: str, seconds: float = 5.0) -> bool:
+    """Whether url's host answers at all. In a thread, because a dead name server ignores a socket's time-out."""
+    answers = []
+
+    def ask():
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # an answer all the same
+        except Exception:  # whatever went wrong, nobody answered
+            return
+        answers.append(True)
+
+    socket.setdefaulttimeout(15)  # for the download that follows: torch and torchvision would wait for ever
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return bool(answers)
+
+
+def load_dataset(name: str, root: Path, split: str = "train"):
+    """split "train" or "test" -> images (N, 1, 28, 28) in [-1, 1], labels int64 (N,), class names, where they are from."""
+    pixels, labels, source = load_mnist(Path(root), split)
+    return pixels[:, None].float() / 127.5 - 1, labels, [words[0] for words in CLASS_WORDS[name]], source
+
+
+def load_mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """-> pixels uint8 (N, 28, 28), labels (N,), source: what is on disk, else the download, else the embedded images."""
+    from torchvision.datasets import MNIST
+
+    raw, why = root / "MNIST" / "raw", "no host answers"
+    for attempt in range(3):  # what is on disk, the download, and once more if it came damaged
+        packed = all((raw / name).exists() for name, _ in MNIST.resources)  # then unpacking them needs no network
+        if attempt and not packed and not any(reachable(url) for url in MNIST.mirrors):
+            break
+        try:
+            data = MNIST(root, train=split == "train", download=attempt > 0)
+            assert len(data.data) == len(data.targets), f"{len(data.data)} images, {len(data.targets)} labels"
+            return data.data, data.targets, "torchvision"
+        except RuntimeError as error:  # not there, or not what its checksum says
+            why = one_line(error) if attempt else why
+        except (AssertionError, ValueError, EOFError, IndexError, OSError) as error:
+            print(
+                f"MNIST: the {split} files in {raw} are damaged ({one_line(error)}); fetching them again",
+                file=sys.stderr,
+            )
+            for path in raw.glob("train-*-ubyte" if split == "train" else "t10k-*-ubyte"):
+                path.unlink()  # torchvision checks a .gz, but never the file it unpacked
+    print(f"MNIST: {why}; using 5,000 embedded images. For all 60,000 put the four .gz files in {raw}", file=sys.stderr)
+    return *embedded_mnist(split), "embedded"
+
+
+def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> pixels uint8 (N, 28, 28), labels (N,): 450 of each digit in "train", the other 50 in "test"."""
+    with np.load(ROOT / "assets" / "mnist_5k.npz") as file:
+        pixels, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+    chosen = (torch.arange(len(labels)) % 10 == 9) == (split == "test")  # the file is sorted by class
+    return pixels[chosen], labels[chosen]
+
+
+def phrasings(dataset: str, templates: list[str]) -> list[list[str]]:
+    """Every template with every word of a class: a list per class, all of one length."""
+    return [[t.format(word) for t in templates for word in words] for words in CLASS_WORDS[dataset]]
+
+
+def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[str], torch.Tensor]:
+    """n prompts round the classes and their phrasings -> prompts, labels int64 (n,)."""
+    texts = phrasings(dataset, templates)
+    labels = torch.arange(n) % len(texts)
+    return [texts[y][i // len(texts) % len(texts[y])] for i, y in enumerate(labels.tolist())], labels
+
+
+def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
+    """float32 (T + 1,), 1 (clean) down to 0 (noise); DDIM's alpha. Nichol & Dhariwal 2021 Eq. 17, betas clipped too."""
+    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    return torch.cat([torch.ones(1), (1 - betas).cumprod(0)]).float().to(device)
+
+
+def save_file(path: Path, write) -> None:
+    """write(file) beside path, then rename: path holds the old content or all of the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_csv(path: Path, rows: list[dict]) -> None:
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    save_file(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+
+
+def read_csv(path: Path) -> list[dict]:
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def progress(what: str, total: int, done: int = 0) -> tqdm:
+    """A bar that counts images on a terminal; elsewhere a line at every tenth of the way."""
+    lines = {"bar_format": "{l_bar}{r_bar}\n", "miniters": total / 10, "mininterval": 0, "maxinterval": 1e9}
+    return tqdm(desc=what, total=total, initial=done, unit="image", **({} if sys.stderr.isatty() else lines))
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """images (n, 1, H, W) in [-1, 1] -> uint8 (n, H, W)."""
+    return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory used so far, in MB: the GPU's, else this process's (nan where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+class Run:
+    """results/<dataset>/<script>/: what one run has on disk, and how far it has come."""
+
+    LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
+    TRAINING, SAMPLING = ("train_steps", "batch_size", "lr", "seed"), ("samples", "sample_steps", "eta")
+    PERFORMANCE = ("parameters", "train_seconds", "train_images_per_second", "scale", "sample_images_per_second",
+                   "sample_steps", "peak_memory_mb", "device")  # fmt: skip
+    heldout_scale = 2.0
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.folder = args, args.out / args.dataset / args.script
+        self.last, self.images, self.metrics = (self.folder / x for x in ("checkpoints/last.pt", "images", "metrics"))
+        self.config, self.step, self.losses = {}, 0, []
+        if self.last.exists() and not args.fresh:
+            try:
+                self.checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)  # runs no code
+                self.config, self.step = self.checkpoint["config"], self.checkpoint["step"]
+            except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError, EOFError) as error:
+                raise UserError(f"{self.last} is damaged ({one_line(error)}); --fresh starts over") from None
+        self.check(script=args.script, dataset=args.dataset)
+        if args.prompt is None:
+            self.check(**{name: getattr(args, name) for name in self.TRAINING})
+        elif not self.config:
+            raise UserError(f"nothing trained at {self.last}; first: python {args.script}.py --dataset {args.dataset}")
+        self.clip = self.config.get("text_encoder", "auto") if args.clip == "auto" else args.clip
+
+    def check(self, **facts) -> None:
+        """UserError if the run on disk was made with others."""
+        for name, value in facts.items():
+            if self.config.get(name, value) != value:
+                message = f"{self.last} was made with {name} {self.config[name]}, not {value}"
+                raise UserError(f"{message}; --fresh starts over, another --out keeps both")
+
+    def sample_files(self) -> dict[Path, tuple]:
+        """Each sample file of this run -> its templates, guidance scale, number of images."""
+        args, heldout = self.args, self.heldout_scale
+        files = {f"samples_w{w}.npz": (TRAIN_TEMPLATES[args.dataset], w, args.samples) for w in args.scales}
+        files[f"samples_heldout_w{heldout}.npz"] = HELDOUT_TEMPLATES[args.dataset], heldout, min(500, args.samples)
+        return {self.images / name: what for name, what in files.items()}
+
+    def drawn_alike(self) -> bool:
+        """Whether the samples on disk, if any, were drawn with the sampling flags of now."""
+        try:
+            config = json.loads((self.folder / "config.json").read_text())
+            return all(config[name] == getattr(self.args, name) for name in self.SAMPLING)
+        except (OSError, ValueError, LookupError):
+            return False
+
+    def complete(self) -> bool:
+        """Whether all of the run is on disk; if so, says it."""
+        names = "images/samples.png images/prompts.png images/denoising.png plots/loss.png metrics/performance.csv"
+        outputs = [*self.sample_files(), *(self.folder / name for name in names.split())]
+        done = self.step == self.args.train_steps and self.drawn_alike() and all(path.exists() for path in outputs)
+        if done:
+            print(f"{self.folder} is complete; --fresh starts over", file=sys.stderr)
+        return done
+
+    def begin(self, **facts) -> None:
+        """Write config.json: every flag, facts about data and encoder, versions, the code's revision."""
+        self.check(**facts)
+        if self.args.fresh and self.last.exists():
+            earlier = self.folder.rename(self.folder.with_name(f".{self.folder.name}_{time.time():.0f}"))
+            print(f"--fresh: the earlier run is now in {earlier}", file=sys.stderr)
+        for path in [] if self.drawn_alike() else self.images.glob("samples*"):
+            path.unlink()
+        git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        facts |= {"git_revision": git.stdout.strip() or None, "python": sys.version.split()[0]}
+        facts["packages"] = {x: metadata.version(x) for x in ("torch", "torchvision", "numpy", "scipy", "matplotlib")}
+        text = json.dumps(vars(self.args) | facts, indent=2, default=str)
+        self.config = json.loads(text)  # plain types, as the checkpoint wants them
+        save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
+
+    def restore(self, **modules) -> None:
+        for name, module in modules.items():
+            module.load_state_dict(self.checkpoint[name])
+
+    def steps(self, **modules):
+        """Yield the number of each step still to do, from 0; in between write loss.csv and the modules' checkpoint."""
+        args, batch = self.args, self.args.batch_size
+        if self.step:
+            print(f"{self.folder}: going on from step {self.step} of {args.train_steps}", file=sys.stderr)
+            self.restore(**modules)
+            for name, state in self.checkpoint["rng"].items():
+                getattr(torch, name).set_rng_state(state)
+        rows = [row for row in read_csv(self.metrics / "loss.csv") if int(row["step"]) <= self.step]
+        bar = progress("training", args.train_steps * batch, self.step * batch)
+        saved = start = time.perf_counter()
+        generators = ["random", "cuda"] if args.device.type == "cuda" else ["random"]
+        while self.step < args.train_steps:
+            yield self.step
+            self.step += 1
+            if self.step % self.LOG_EVERY and self.step < args.train_steps:
+                continue
+            loss, images = torch.stack(self.losses).mean().item(), len(self.losses) * batch
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {self.step}; try a lower --lr. The last checkpoint stays")
+            speed = images / (time.perf_counter() - start)
+            rows.append({"step": self.step, "loss": f"{loss:.6f}", "images_per_second": f"{speed:.4g}"})
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update(images)
+            if time.perf_counter() - saved > self.SAVE_EVERY or self.step == args.train_steps:
+                save_csv(self.metrics / "loss.csv", rows)
+                state = {name: module.state_dict() for name, module in modules.items()} | {"step": self.step}
+                rng = {name: getattr(torch, name).get_rng_state() for name in generators}
+                save_file(self.last, lambda file: torch.save(state | {"config": self.config, "rng": rng}, file))
+                saved = time.perf_counter()
+            self.losses, start = [], time.perf_counter()
+        bar.close()
+
+    def draw_all(self, draw, prompts: list[str], scale: float, what: str) -> np.ndarray:
+        """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale."""
+        generator, parts = torch.Generator().manual_seed(self.args.seed), []
+        with progress(what, len(prompts)) as bar:
+            for i in range(0, len(prompts), 100):
+                parts.append(to_pixels(draw(prompts[i : i + 100], scale, generator)))
+                bar.update(len(parts[-1]))
+        return np.concatenate(parts)
+
+    def save_samples(self, draw, parameters: int) -> None:
+        """draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film collects (t, x_t)."""
+        args, log = self.args, read_csv(self.metrics / "loss.csv")
+        steps = np.diff([0] + [int(row["step"]) for row in log])
+        seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log))
+        rows = {row["scale"]: row for row in read_csv(self.metrics / "performance.csv")}
+        for path, (templates, scale, n) in self.sample_files().items():
+            if path.exists():
+                continue
+            (prompts, labels), start = balanced_prompts(args.dataset, templates, n), time.perf_counter()
+            pixels = self.draw_all(draw, prompts, scale, f"samples at scale {scale:g}")
+            arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
+            save_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
+            speed = n / (time.perf_counter() - start)
+            cost = parameters, round(seconds, 1), round(args.train_steps * args.batch_size / seconds, 1), scale
+            cost += round(speed, 1), args.sample_steps, round(peak_memory_mb(args.device)), args.device
+            if "heldout" not in path.name:
+                rows[str(scale)] = dict(zip(self.PERFORMANCE, cost))
+            save_csv(self.metrics / "performance.csv", list(rows.values()))

@@ -1,0 +1,123 @@
+"""Pictures: those of one run, and all models of a data set side by side, from what the runs saved.
+
+Command   python compare.py --dataset mnist
+Writes    results/mnist/compare/grid.png and loss.png from every model found in results/mnist
+"""
+
+import argparse
+import math
+import re
+import textwrap
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import common
+
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
+
+
+def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()) -> None:
+    """pixels: images uint8 (28, 28), row by row. titles stand over the columns, captions left of the rows."""
+    rows, tile = math.ceil(len(pixels) / columns), 30
+    blank = np.full((rows * columns, tile, tile), 255, np.uint8)
+    blank[: len(pixels), 1:-1, 1:-1] = pixels
+    canvas = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2).reshape(rows * tile, columns * tile)
+    inches = 0.3  # of a tile: 60 pixels at 200 dpi
+    width = inches * columns + 0.085 * max(map(len, captions), default=0)
+    lines = textwrap.wrap(title, max(10, int(width / 0.085)))
+    height = inches * rows + 0.18 * (len(lines) + bool(titles))
+    figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
+    axes = figure.add_axes((1 - inches * columns / width, 0, inches * columns / width, inches * rows / height))
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    style = {"fontsize": 7, "parse_math": False}  # a prompt may hold a $, which is no mathematics
+    middle = np.arange(max(rows, columns)) * tile + tile / 2
+    axes.set_xticks(middle[: len(titles)], titles, **style)
+    axes.set_yticks(middle[: len(captions)], captions, **style)
+    axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    figure.suptitle("\n".join(lines), y=1, va="top", **style)
+    common.save_file(
+        path, lambda file: figure.savefig(file, format="png", dpi=200, bbox_inches="tight", pad_inches=0.05)
+    )
+
+
+def save_loss_plot(path: Path, curves: dict[str, Path]) -> None:
+    """curves: model -> its loss.csv; the raw curve faint, over it the mean of the last 15 rows."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for (model, file), color in zip(curves.items(), COLORS * len(curves)):
+        step, loss = np.array([(int(row["step"]), float(row["loss"])) for row in common.read_csv(file)]).T
+        width = min(15, len(loss))
+        axes.plot(step, loss, color=color, alpha=0.25)
+        axes.plot(step[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=color, label=model)
+    axes.set(xlabel="training step", ylabel="denoising loss: MSE of v", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def save_prompt_picture(run: common.Run, draw) -> None:
+    """--prompt: save a picture of --n images and print its path. draw: see save_run_pictures."""
+    args = run.args
+    slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
+    path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}.png"
+    pixels = run.draw_all(draw, [args.prompt] * args.n, args.scale, "drawing")
+    save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})")
+    print(path)
+
+
+def save_run_pictures(run: common.Run, draw) -> None:
+    """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv.
+
+    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, collects (t, x_t).
+    """
+    dataset, seed, scale = run.args.dataset, run.args.seed, run.heldout_scale
+    names = [words[0] for words in common.CLASS_WORDS[dataset]]
+    with np.load(list(run.sample_files())[len(run.args.scales) // 2]) as file:  # the middle one of the scales
+        save_grid(run.images / "samples.png", file["images"][: 10 * len(names)], len(names), titles=names)
+
+    templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
+    pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
+    picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
+    prompts, captions = [prompt for prompt, _ in picked], [prompt + mark for prompt, mark in picked]
+    pixels = run.draw_all(draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
+    title = f"guidance scale {scale:g}; * = a phrasing never trained on"
+    save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
+
+    film = []
+    draw(prompts[:6], scale, torch.Generator().manual_seed(seed), film)
+    frames = [film[i] for i in np.linspace(0, len(film) - 1, 11).round().astype(int)]
+    strip = [common.to_pixels(x_t)[row] for row in range(6) for _, x_t in frames]
+    titles = [f"t={t}" for t, _ in frames]
+    save_grid(run.images / "denoising.png", strip, len(frames), titles=titles, captions=prompts[:6])
+    save_loss_plot(run.folder / "plots" / "loss.png", {run.args.script: run.metrics / "loss.csv"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="mnist", choices=list(common.CLASS_WORDS), help="default mnist")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept (default results)")
+    args = parser.parse_args(argv)
+    folder = args.out / args.dataset
+    samples = {}
+    for path in sorted(folder.glob("*/images/samples_w*.npz")):
+        samples.setdefault(path.parts[-3], {})[path.stem.removeprefix("samples_")] = path
+    if not samples:
+        raise common.UserError(f"no samples in {folder}; first: python a4_full.py --dataset {args.dataset}")
+    rows, captions = [], []
+    for model, files in samples.items():
+        for scale, path in files.items():
+            with np.load(path) as file:
+                rows.append(file["images"][:20])
+            captions.append(f"{model} {scale}")
+    save_grid(folder / "compare" / "grid.png", np.concatenate(rows), 20, captions=captions)
+    save_loss_plot(folder / "compare" / "loss.png", {m: folder / m / "metrics" / "loss.csv" for m in samples})
+    print(f"{folder / 'compare'}: grid.png, loss.png ({', '.join(samples)})")
+
+
+if __name__ == "__main__":
+    common.cli(main)

@@ -74,11 +74,11 @@ class UNet(nn.Module):
         self.text = TextEmbedding(text_dim, width)
         self.inp = nn.Conv2d(PATCH**2, c1, 3, padding=1)
         self.down1 = ResBlock(c1, c1, width)
-        self.halve = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.coarser = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.middle1 = ResBlock(c2, c2, width)
         self.attention = Attention(c2)
         self.middle2 = ResBlock(c2, c2, width)
-        self.double = nn.Conv2d(c2, c1, 1)
+        self.finer = nn.Conv2d(c2, c1, 1)
         self.up1 = ResBlock(2 * c1, c1, width)
         self.norm, self.out = nn.GroupNorm(8, c1), nn.Conv2d(c1, PATCH**2, 3, padding=1)
         nn.init.zeros_(self.out.weight)
@@ -87,9 +87,9 @@ class UNet(nn.Module):
         condition = F.silu(self.time(t) + self.text(text, drop))  # (B, width)
         h1 = self.inp(F.pixel_unshuffle(x_t, PATCH))  # (B, c1, 14, 14)
         h1 = self.down1(h1, condition)
-        h = self.middle1(self.halve(h1), condition)  # (B, c2, 7, 7)
+        h = self.middle1(self.coarser(h1), condition)  # (B, c2, 7, 7)
         h = self.attention(h)
-        h = self.double(self.middle2(h, condition))  # (B, c1, 7, 7)
+        h = self.finer(self.middle2(h, condition))  # (B, c1, 7, 7)
         h = torch.cat([F.interpolate(h, scale_factor=2), h1], dim=1)  # (B, 2 c1, 14, 14)
         h = self.out(F.silu(self.norm(self.up1(h, condition))))  # (B, 4, 14, 14)
         return F.pixel_shuffle(h, PATCH)  # (B, 1, 28, 28)
@@ -129,8 +129,9 @@ class TextEmbedding(nn.Module):
 def diffusion_loss(model: UNet, x_0: torch.Tensor, text: torch.Tensor, alphas_bar: torch.Tensor) -> torch.Tensor:
     """The mean squared error of v over a batch of images x_0 (B, 1, 28, 28) in [-1, 1] and their texts (B, dim)."""
     B = len(x_0)
-    u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # one in each B-th of [0, 1)
-    t = (u * common.T).long() + 1  # 1..T
+    u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # one in each B-th of [0, 1]
+    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: Esser et al. 2024, Eq. 20
+    t = (u * common.T).ceil().long().clamp(1, common.T)
     a = alphas_bar[t].view(B, 1, 1, 1)
     eps = torch.randn_like(x_0)  # eps ~ N(0, I)
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps  # DDPM Eq. 4
@@ -229,11 +230,12 @@ def main(argv: list[str] | None = None) -> None:
         return sample(ema, clip.encode_text(prompts), scale, args.sample_steps, args.eta, generator, film)
 
     if args.prompt is not None:
-        run.restore(ema=ema)
+        ema.load_state_dict(run.checkpoint["ema"])
+        clip.encode_text([args.prompt])  # refuses what CLIP cannot read before anything is drawn
         compare.save_prompt_picture(run, draw)
     else:
         train(run, model, ema, clip)
-        run.save_samples(draw, sum(p.numel() for p in model.parameters()))
+        compare.save_samples(run, draw, sum(p.numel() for p in model.parameters()))
         compare.save_run_pictures(run, draw)
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +37,9 @@ HELDOUT_TEMPLATES = {  # never seen in training by any model, tiny CLIP included
         "a child's attempt at writing {}|just {} and nothing else|chalk on a blackboard: {}|could you sketch {} for me"
     ).split("|")
 }
+
+
+UNREADABLE = RuntimeError, pickle.UnpicklingError, LookupError, AttributeError, TypeError, ValueError, EOFError
 
 
 class UserError(Exception):
@@ -76,12 +78,27 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None) -> argparse
         ("batch-size", count, 64, "images per step (default 64)"),
         ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate of AdamW (default 0.003)"),
         ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
-        ("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (default auto: a GPU if there is one)"),
+        (
+            "device",
+            str,
+            "auto",
+            "cpu, cuda, cuda:1, mps, or (default) auto: a GPU if CUDA finds one, else the processor",
+        ),
         ("clip", str, "auto", "tiny, ViT-B/32 or another of OpenAI's, a file, or (default) auto: ViT-B/32, else tiny"),
         ("sample-steps", number(int, 1, T), 20, "DDIM steps from noise to image, 1 to 1000 (default 20)"),
-        ("eta", number(float, 0, 1), 0.5, "noise put back while sampling, 0 (DDIM) to 1 (DDPM) (default 0.5)"),
+        (
+            "eta",
+            number(float, 0, 1),
+            1.0,
+            "noise put back while sampling: 0 none (DDIM) to 1 as much as DDPM (default 1)",
+        ),
         ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
-        ("scales", lambda text: sorted({scale(part) for part in text.split(",")}), [1.0, 2.0, 3.0], "(default 1,2,3)"),
+        (
+            "scales",
+            lambda text: sorted({scale(part) for part in text.split(",")}),
+            [1.0, 2.0, 3.0],
+            "theirs (default 1,2,3)",
+        ),
         ("data-dir", Path, Path("data"), "where data sets are kept (default data)"),
         ("out", Path, Path("results"), "where runs are kept (default results)"),
         ("prompt", str, None, 'draw this from the trained model, for example "a handwritten seven"'),
@@ -130,20 +147,19 @@ def reachable(url: str, seconds: float = 5.0) -> bool:
         answers.append(True)
 
     socket.setdefaulttimeout(15)  # for the download that follows: torch and torchvision would wait for ever
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
+    (thread := threading.Thread(target=ask, daemon=True)).start()
     thread.join(seconds + 1)
     return bool(answers)
 
 
 def load_dataset(name: str, root: Path, split: str = "train"):
-    """split "train" or "test" -> images (N, 1, 28, 28) in [-1, 1], labels int64 (N,), class names, where they are from."""
+    """split train or test -> images (N, 1, 28, 28) in [-1, 1], labels int64 (N,), class names, where they come from."""
     pixels, labels, source = load_mnist(Path(root), split)
     return pixels[:, None].float() / 127.5 - 1, labels, [words[0] for words in CLASS_WORDS[name]], source
 
 
 def load_mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """-> pixels uint8 (N, 28, 28), labels (N,), source: what is on disk, else the download, else the embedded images."""
+    """-> pixels uint8 (N, 28, 28), labels (N,), source. What is on disk, else the download, else the embedded ones."""
     from torchvision.datasets import MNIST
 
     raw, why = root / "MNIST" / "raw", "no host answers"
@@ -155,15 +171,13 @@ def load_mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]
             data = MNIST(root, train=split == "train", download=attempt > 0)
             assert len(data.data) == len(data.targets), f"{len(data.data)} images, {len(data.targets)} labels"
             return data.data, data.targets, "torchvision"
-        except RuntimeError as error:  # not there, or not what its checksum says
-            why = one_line(error) if attempt else why
-        except (AssertionError, ValueError, EOFError, IndexError, OSError) as error:
-            print(
-                f"MNIST: the {split} files in {raw} are damaged ({one_line(error)}); fetching them again",
-                file=sys.stderr,
-            )
-            for path in raw.glob("train-*-ubyte" if split == "train" else "t10k-*-ubyte"):
-                path.unlink()  # torchvision checks a .gz, but never the file it unpacked
+        except (RuntimeError, AssertionError, ValueError, EOFError, IndexError, OSError) as error:
+            if attempt:
+                why = one_line(error)
+            elif "not found" not in str(error):  # but damaged: torchvision checks a .gz, not the file it unpacked
+                print(f"MNIST: damaged {split} files in {raw} ({one_line(error)}); fetching again", file=sys.stderr)
+                for path in raw.glob("train-*-ubyte" if split == "train" else "t10k-*-ubyte"):
+                    path.unlink()
     print(f"MNIST: {why}; using 5,000 embedded images. For all 60,000 put the four .gz files in {raw}", file=sys.stderr)
     return *embedded_mnist(split), "embedded"
 
@@ -216,26 +230,17 @@ def read_csv(path: Path) -> list[dict]:
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
-def progress(what: str, total: int, done: int = 0) -> tqdm:
-    """A bar that counts images on a terminal; elsewhere a line at every tenth of the way."""
-    lines = {"bar_format": "{l_bar}{r_bar}\n", "miniters": total / 10, "mininterval": 0, "maxinterval": 1e9}
-    return tqdm(desc=what, total=total, initial=done, unit="image", **({} if sys.stderr.isatty() else lines))
+class Progress(tqdm):
+    """A bar that counts images; where there is no terminal, a line at every tenth of the way."""
 
+    tenth, STYLE = 0, {"unit": "image", "leave": sys.stderr.isatty()}
 
-def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """images (n, 1, H, W) in [-1, 1] -> uint8 (n, H, W)."""
-    return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory used so far, in MB: the GPU's, else this process's (nan where the system does not tell)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    def display(self, *args, **kwargs):
+        if sys.stderr.isatty():
+            super().display(*args, **kwargs)
+        elif self.n * 10 // self.total > self.tenth:
+            self.tenth = self.n * 10 // self.total
+            print(self, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -243,8 +248,6 @@ class Run:
 
     LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
     TRAINING, SAMPLING = ("train_steps", "batch_size", "lr", "seed"), ("samples", "sample_steps", "eta")
-    PERFORMANCE = ("parameters", "train_seconds", "train_images_per_second", "scale", "sample_images_per_second",
-                   "sample_steps", "peak_memory_mb", "device")  # fmt: skip
     heldout_scale = 2.0
 
     def __init__(self, args: argparse.Namespace):
@@ -255,7 +258,7 @@ class Run:
             try:
                 self.checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)  # runs no code
                 self.config, self.step = self.checkpoint["config"], self.checkpoint["step"]
-            except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError, EOFError) as error:
+            except UNREADABLE as error:
                 raise UserError(f"{self.last} is damaged ({one_line(error)}); --fresh starts over") from None
         self.check(script=args.script, dataset=args.dataset)
         if args.prompt is None:
@@ -268,8 +271,9 @@ class Run:
         """UserError if the run on disk was made with others."""
         for name, value in facts.items():
             if self.config.get(name, value) != value:
-                message = f"{self.last} was made with {name} {self.config[name]}, not {value}"
-                raise UserError(f"{message}; --fresh starts over, another --out keeps both")
+                raise UserError(
+                    f"{self.last} has {name} {self.config[name]}, not {value}; use --fresh or another --out"
+                )
 
     def sample_files(self) -> dict[Path, tuple]:
         """Each sample file of this run -> its templates, guidance scale, number of images."""
@@ -290,8 +294,7 @@ class Run:
         """Whether all of the run is on disk; if so, says it."""
         names = "images/samples.png images/prompts.png images/denoising.png plots/loss.png metrics/performance.csv"
         outputs = [*self.sample_files(), *(self.folder / name for name in names.split())]
-        done = self.step == self.args.train_steps and self.drawn_alike() and all(path.exists() for path in outputs)
-        if done:
+        if done := self.step == self.args.train_steps and self.drawn_alike() and all(path.exists() for path in outputs):
             print(f"{self.folder} is complete; --fresh starts over", file=sys.stderr)
         return done
 
@@ -310,22 +313,18 @@ class Run:
         self.config = json.loads(text)  # plain types, as the checkpoint wants them
         save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
 
-    def restore(self, **modules) -> None:
-        for name, module in modules.items():
-            module.load_state_dict(self.checkpoint[name])
-
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0; in between write loss.csv and the modules' checkpoint."""
         args, batch = self.args, self.args.batch_size
         if self.step:
             print(f"{self.folder}: going on from step {self.step} of {args.train_steps}", file=sys.stderr)
-            self.restore(**modules)
+            for name, module in modules.items():
+                module.load_state_dict(self.checkpoint[name])
             for name, state in self.checkpoint["rng"].items():
                 getattr(torch, name).set_rng_state(state)
         rows = [row for row in read_csv(self.metrics / "loss.csv") if int(row["step"]) <= self.step]
-        bar = progress("training", args.train_steps * batch, self.step * batch)
+        bar = Progress(desc="training", total=args.train_steps * batch, initial=self.step * batch, **Progress.STYLE)
         saved = start = time.perf_counter()
-        generators = ["random", "cuda"] if args.device.type == "cuda" else ["random"]
         while self.step < args.train_steps:
             yield self.step
             self.step += 1
@@ -334,44 +333,18 @@ class Run:
             loss, images = torch.stack(self.losses).mean().item(), len(self.losses) * batch
             if not math.isfinite(loss):
                 raise UserError(f"the loss is {loss} at step {self.step}; try a lower --lr. The last checkpoint stays")
-            speed = images / (time.perf_counter() - start)
-            rows.append({"step": self.step, "loss": f"{loss:.6f}", "images_per_second": f"{speed:.4g}"})
+            speed = f"{images / (time.perf_counter() - start):.4g}"
+            rows.append({"step": self.step, "loss": f"{loss:.6f}", "images_per_second": speed})
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             bar.update(images)
             if time.perf_counter() - saved > self.SAVE_EVERY or self.step == args.train_steps:
                 save_csv(self.metrics / "loss.csv", rows)
                 state = {name: module.state_dict() for name, module in modules.items()} | {"step": self.step}
-                rng = {name: getattr(torch, name).get_rng_state() for name in generators}
+                rng = {
+                    name: getattr(torch, name).get_rng_state()
+                    for name in ["random", *["cuda"] * torch.cuda.is_available()]
+                }
                 save_file(self.last, lambda file: torch.save(state | {"config": self.config, "rng": rng}, file))
                 saved = time.perf_counter()
             self.losses, start = [], time.perf_counter()
         bar.close()
-
-    def draw_all(self, draw, prompts: list[str], scale: float, what: str) -> np.ndarray:
-        """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale."""
-        generator, parts = torch.Generator().manual_seed(self.args.seed), []
-        with progress(what, len(prompts)) as bar:
-            for i in range(0, len(prompts), 100):
-                parts.append(to_pixels(draw(prompts[i : i + 100], scale, generator)))
-                bar.update(len(parts[-1]))
-        return np.concatenate(parts)
-
-    def save_samples(self, draw, parameters: int) -> None:
-        """draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film collects (t, x_t)."""
-        args, log = self.args, read_csv(self.metrics / "loss.csv")
-        steps = np.diff([0] + [int(row["step"]) for row in log])
-        seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log))
-        rows = {row["scale"]: row for row in read_csv(self.metrics / "performance.csv")}
-        for path, (templates, scale, n) in self.sample_files().items():
-            if path.exists():
-                continue
-            (prompts, labels), start = balanced_prompts(args.dataset, templates, n), time.perf_counter()
-            pixels = self.draw_all(draw, prompts, scale, f"samples at scale {scale:g}")
-            arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
-            save_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
-            speed = n / (time.perf_counter() - start)
-            cost = parameters, round(seconds, 1), round(args.train_steps * args.batch_size / seconds, 1), scale
-            cost += round(speed, 1), args.sample_steps, round(peak_memory_mb(args.device)), args.device
-            if "heldout" not in path.name:
-                rows[str(scale)] = dict(zip(self.PERFORMANCE, cost))
-            save_csv(self.metrics / "performance.csv", list(rows.values()))

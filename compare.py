@@ -1,4 +1,4 @@
-"""Pictures: those of one run, and all models of a data set side by side, from what the runs saved.
+"""What a run draws and shows; and all models of a data set side by side, from what their runs saved.
 
 Command   python compare.py --dataset mnist
 Writes    results/mnist/compare/grid.png and loss.png from every model found in results/mnist
@@ -7,7 +7,9 @@ Writes    results/mnist/compare/grid.png and loss.png from every model found in 
 import argparse
 import math
 import re
+import sys
 import textwrap
+import time
 import zlib
 from pathlib import Path
 
@@ -60,21 +62,76 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> None:
     common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """images (n, 1, H, W) in [-1, 1] -> uint8 (n, H, W)."""
+    return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory used so far, in MB: the GPU's, else this process's (nan where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def draw_all(run: common.Run, draw, prompts: list[str], scale: float, what: str) -> np.ndarray:
+    """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale. draw: see below."""
+    generator, parts = torch.Generator().manual_seed(run.args.seed), []
+    with common.Progress(desc=what, total=len(prompts), **common.Progress.STYLE) as bar:
+        for i in range(0, len(prompts), 100):
+            parts.append(to_pixels(draw(prompts[i : i + 100], scale, generator)))
+            bar.update(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def save_samples(run: common.Run, draw, parameters: int) -> None:
+    """Write those sample files that are not there yet, and what they cost into performance.csv.
+
+    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, collects (t, x_t).
+    """
+    args, table = run.args, run.metrics / "performance.csv"
+    log = common.read_csv(run.metrics / "loss.csv")
+    steps = np.diff([0] + [int(row["step"]) for row in log])
+    seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log))
+    rows = {row["scale"]: row for row in common.read_csv(table)}
+    for path, (templates, scale, n) in run.sample_files().items():
+        if path.exists():
+            continue
+        (prompts, labels), start = common.balanced_prompts(args.dataset, templates, n), time.perf_counter()
+        pixels = draw_all(run, draw, prompts, scale, f"samples at scale {scale:g}")
+        speed = n / (time.perf_counter() - start)
+        arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
+        common.save_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
+        if "heldout" not in path.name:
+            rows[str(scale)] = {
+                "parameters": parameters,
+                "train_seconds": round(seconds, 1),
+                "train_images_per_second": round(args.train_steps * args.batch_size / seconds, 1),
+                "scale": scale,
+                "sample_images_per_second": round(speed, 1),
+                "sample_steps": args.sample_steps,
+                "peak_memory_mb": round(peak_memory_mb(args.device)),
+                "device": args.device,
+            }
+        common.save_csv(table, list(rows.values()))
+
+
 def save_prompt_picture(run: common.Run, draw) -> None:
-    """--prompt: save a picture of --n images and print its path. draw: see save_run_pictures."""
+    """--prompt: save a picture of --n images and print its path. draw: see save_samples."""
     args = run.args
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
     path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}.png"
-    pixels = run.draw_all(draw, [args.prompt] * args.n, args.scale, "drawing")
+    pixels = draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
     save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})")
     print(path)
 
 
 def save_run_pictures(run: common.Run, draw) -> None:
-    """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv.
-
-    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, collects (t, x_t).
-    """
+    """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
     dataset, seed, scale = run.args.dataset, run.args.seed, run.heldout_scale
     names = [words[0] for words in common.CLASS_WORDS[dataset]]
     with np.load(list(run.sample_files())[len(run.args.scales) // 2]) as file:  # the middle one of the scales
@@ -84,16 +141,16 @@ def save_run_pictures(run: common.Run, draw) -> None:
     pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
     picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
     prompts, captions = [prompt for prompt, _ in picked], [prompt + mark for prompt, mark in picked]
-    pixels = run.draw_all(draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
+    pixels = draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
     title = f"guidance scale {scale:g}; * = a phrasing never trained on"
     save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
     film = []
     draw(prompts[:6], scale, torch.Generator().manual_seed(seed), film)
-    frames = [film[i] for i in np.linspace(0, len(film) - 1, 11).round().astype(int)]
-    strip = [common.to_pixels(x_t)[row] for row in range(6) for _, x_t in frames]
-    titles = [f"t={t}" for t, _ in frames]
-    save_grid(run.images / "denoising.png", strip, len(frames), titles=titles, captions=prompts[:6])
+    frames = [film[i] for i in np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)]
+    strip = [to_pixels(x_t)[row] for row in range(6) for _, x_t in frames]
+    titles, title = [str(t) for t, _ in frames], "x_t, from noise (t = 1000) to the image (t = 0)"
+    save_grid(run.images / "denoising.png", strip, len(frames), title, titles, prompts[:6])
     save_loss_plot(run.folder / "plots" / "loss.png", {run.args.script: run.metrics / "loss.csv"})
 
 

@@ -1,18 +1,17 @@
-"""A small CLIP (Radford et al. 2021), trained from scratch in two minutes on two cores: the embedded default encoder.
+"""CLIP: OpenAI's checkpoints, or a small one trained here from scratch in two minutes, the embedded default encoder.
 
-Idea      Images and sentences about them meet in one space: a batch's matching pairs score higher than all others.
+Idea      Images and sentences about them meet in one space: what belongs together scores higher than all the rest.
 Model     `clip.model.CLIP` itself at toy size, so this file and OpenAI's go through the same code.
-Targets   A batch of 128 holds each digit many times, so every caption of an image's class is right (UniCL, Yang et al.
-          2022, Eq. 3), not only the one it came with.
+Targets   A batch holds many images and many captions of each class, and every such pair is right (UniCL, Yang et al.
+          2022), not only the pairs of one image with one caption.
 Captions  Most are the class word among random tokens. From fixed sentences the text side learns the sentences; among
           noise it can only learn to find the word, and so it understands phrasings it never saw.
 Command   python tiny_clip.py --dataset mnist        writes assets/tiny_clip.pt
-Result    {RESULT}
+Result    see assets/README.md
 """
 
 import argparse
 import hashlib
-import pickle
 import sys
 import time
 import types
@@ -25,9 +24,8 @@ from tqdm import tqdm
 
 import common
 
-STEPS, BATCH, LR = 900, 128, 2e-3
-P_NOISE = 0.6  # share of captions that are the class word among random tokens
-MAX_NOISE = 6  # at most so many random tokens on either side
+STEPS, IMAGES, CAPTIONS, LR = 600, 128, 60, 2e-3  # images and captions of a step
+P_NOISE, MAX_NOISE = 0.75, 10  # share of captions among random tokens, and the most of these on either side
 
 
 # ── Loading: OpenAI's checkpoints or ours ──
@@ -49,9 +47,7 @@ def import_clip():
     import clip
 
     if not hasattr(clip, "tokenize"):
-        raise common.UserError(
-            "the installed clip is not OpenAI's: pip uninstall clip; pip install -r requirements.txt"
-        )
+        raise common.UserError("this clip is not OpenAI's: pip uninstall clip; pip install -r requirements.txt")
     return clip
 
 
@@ -67,15 +63,7 @@ class Clip:
                 except RuntimeError:
                     state = torch.load(path, map_location="cpu", weights_only=True)
             self.model = import_clip().model.build_model(dict(state)).float().to(device)
-        except (
-            RuntimeError,
-            LookupError,
-            AttributeError,
-            ValueError,
-            TypeError,
-            EOFError,
-            pickle.PickleError,
-        ) as error:
+        except common.UNREADABLE as error:
             raise common.UserError(f"{path} is no CLIP checkpoint, or damaged ({common.one_line(error)})") from None
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
 
@@ -130,14 +118,14 @@ def fetch_clip(name: str) -> Path:
     path = Path.home() / ".cache" / "clip" / file
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path
-    hint = f"{path} is {'damaged' if path.is_file() else 'missing'} (it comes from {url})"
+    hint = f"{name}: {path} is {'damaged' if path.is_file() else 'missing'}"
     if not common.reachable(url):
-        raise common.UserError(f"{name}: {hint} and its host does not answer")
+        raise common.UserError(f"{hint} and {url.split('/')[2]} does not answer")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
     except (RuntimeError, OSError) as error:
-        raise common.UserError(f"{name}: {hint} and cannot be fetched ({common.one_line(error)})") from None
+        raise common.UserError(f"{hint} and cannot be fetched ({common.one_line(error)})") from None
     return path
 
 
@@ -154,7 +142,7 @@ def build_clip():
 
 
 def noisy_captions(labels: torch.Tensor, words: list[list[list[int]]], known: set[int]) -> torch.Tensor:
-    """labels (B,) -> tokens (B, 77): start, 0-6 random tokens, one of the class's words, 0-6 random tokens, end."""
+    """labels (B,) -> tokens (B, 77): start, random tokens, one of the class's words, random tokens, end."""
     start, end = 49406, 49407
     tokens = torch.zeros(len(labels), 77, dtype=torch.long)
     for row, y in zip(tokens, labels.tolist()):
@@ -177,15 +165,12 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # + 1: outside the image is black
 
 
-def contrastive_loss(model, images: torch.Tensor, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Both directions of CLIP's loss; a row's target is spread over all captions (images) of its class."""
+def contrastive_loss(model, images: torch.Tensor, tokens: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss in both directions for (I, 3, H, W) and (J, 77); same (I, J) tells which belong together."""
     image, text = F.normalize(model.encode_image(images), dim=-1), F.normalize(model.encode_text(tokens), dim=-1)
-    logits = (
-        model.logit_scale.clamp(max=4.6052).exp() * image @ text.T
-    )  # (B, B); CLIP Sec. 2.5: the scale is at most 100
-    target = (labels[:, None] == labels).float()
-    target = target / target.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    logits = model.logit_scale.clamp(max=4.6052).exp() * image @ text.T  # (I, J); at most 100 times, as CLIP Sec. 2.5
+    losses = [F.cross_entropy(x, F.normalize(y.float(), p=1, dim=1)) for x, y in ((logits, same), (logits.T, same.T))]
+    return sum(losses) / 2
 
 
 @torch.no_grad()
@@ -219,13 +204,14 @@ def train(dataset: str, steps: int, seed: int, device: torch.device):
     model = build_clip().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
+    y_text = torch.arange(CAPTIONS) % len(words)
     for _ in (bar := tqdm(range(steps), disable=not sys.stderr.isatty(), desc="tiny CLIP")):
-        i = torch.randint(len(images), (BATCH,))
-        fixed = tokens[labels[i], torch.randint(tokens.shape[1], (BATCH,))]
-        noisy = noisy_captions(labels[i], words, known)
-        caption = torch.where(torch.rand(BATCH, 1) < P_NOISE, noisy, fixed)
+        i = torch.randint(len(images), (IMAGES,))
         image = clip_pixels(jitter(images[i]), model.visual.input_resolution)
-        loss = contrastive_loss(model, image.to(device), caption.to(device), labels[i].to(device))
+        fixed = tokens[y_text, torch.randint(tokens.shape[1], (CAPTIONS,))]
+        text = torch.where(torch.rand(CAPTIONS, 1) < P_NOISE, noisy_captions(y_text, words, known), fixed)
+        same = labels[i, None] == y_text
+        loss = contrastive_loss(model, image.to(device), text.to(device), same.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -235,24 +221,23 @@ def train(dataset: str, steps: int, seed: int, device: torch.device):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser("tiny_clip.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="mnist", choices=["mnist"], help="what it learns to read (default mnist)")
     parser.add_argument("--out", type=Path, default=common.ROOT / "assets" / "tiny_clip.pt", help="the file to write")
-    parser.add_argument("--train-steps", type=int, default=STEPS, help=f"optimiser steps (default {STEPS})")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--train-steps", type=common.number(int, 1, 10**9), default=STEPS, help=f"default {STEPS}")
+    parser.add_argument("--seed", type=common.number(int, 0, 2**31), default=0, help="default 0")
     parser.add_argument("--device", default="cpu", help="default cpu")
     args = parser.parse_args(argv)
     device, start = common.pick_device(args.device), time.time()
     model = train(args.dataset, args.train_steps, args.seed, device)
-    state = {
-        k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()
-    }  # half: the file is mostly
-    common.save_file(args.out, lambda file: torch.save(state, file))  # the table of 49,408 tokens
+    state = model.half().state_dict()  # the file is mostly the table of 49,408 tokens
+    common.save_file(args.out, lambda file: torch.save(state, file))
     clip = Clip("tiny", args.out, device)
     pixels, labels = common.embedded_mnist("test")
     result = measure(clip, args.dataset, pixels[:, None].float() / 127.5 - 1, labels)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB, {time.time() - start:.0f} s; accuracy on what it never saw: "
-          + ", ".join(f"{name} {share:.1%}" for name, share in result.items()))  # fmt: skip
+    seen = ", ".join(f"{name} {share:.1%}" for name, share in result.items())
+    size, seconds = args.out.stat().st_size / 1e6, time.time() - start
+    print(f"{args.out}: {size:.2f} MB, {seconds:.0f} s; accuracy on what it never saw: {seen}")
 
 
 if __name__ == "__main__":

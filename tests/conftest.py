@@ -1,0 +1,71 @@
+"""Shared by the tests: the command line in a subprocess, a local server, and a world without a network."""
+
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def offline_env(tmp_path_factory):
+    """An environment whose network is dead at once and whose home is empty, so that nobody's cache is used."""
+    dead = "http://127.0.0.1:9"
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead)
+    return os.environ | proxies | {"HOME": str(tmp_path_factory.mktemp("home")), "no_proxy": "", "NO_PROXY": ""}
+
+
+@pytest.fixture(scope="session")
+def cli(offline_env):
+    """cli("a4_full.py --n 3", cwd, check=0) runs it as a user would and looks at its exit code."""
+
+    def run(command, cwd, check=0, env=None):
+        script, *flags = command if isinstance(command, list) else command.split()
+        line = [sys.executable, str(ROOT / script), *flags]
+        done = subprocess.run(line, cwd=cwd, env=offline_env | (env or {}), capture_output=True, text=True, timeout=300)
+        assert done.returncode == check, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def offline(monkeypatch, offline_env):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HOME"):
+        monkeypatch.setenv(name, offline_env[name])
+        monkeypatch.delenv(name.upper(), raising=False) if name != "HOME" else None
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    truncate = None  # a file name served only half
+
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, source, outputfile):
+        data = source.read()
+        self.server.requests.append(self.path)
+        outputfile.write(data[: len(data) // 2] if self.path.endswith(self.server.truncate or "\0") else data)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An HTTP server on this machine: server.root is its folder, server.url its address."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "served"
+    root.mkdir()
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root))
+    httpd.requests, httpd.truncate, httpd.root = [], None, root
+    httpd.url = f"http://127.0.0.1:{httpd.server_port}/"
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()

@@ -1,0 +1,139 @@
+"""CLIP: OpenAI's formats and download, the embedded default, and what it understands."""
+
+import hashlib
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import common
+import tiny_clip
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # tracing tells of its retirement, at length
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_clip.load_clip("tiny", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def openai_files(tmp_path_factory):
+    """A small CLIP in both of OpenAI's formats: a JIT archive with its three extra buffers, and a state dict."""
+    clip, folder = tiny_clip.import_clip(), tmp_path_factory.mktemp("openai")
+    torch.manual_seed(0)
+    model = clip.model.CLIP(32, 32, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
+    for name, value in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
+        if hasattr(model, name):
+            delattr(model, name)
+        model.register_buffer(name, torch.tensor(value))
+    example = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
+    clip.model.convert_weights(model.float())
+    extra = {"input_resolution", "context_length", "vocab_size"}
+    torch.save({name: p for name, p in model.state_dict().items() if name not in extra}, folder / "state.pt")
+    torch.jit.save(torch.jit.trace_module(model, example, check_trace=False), folder / "jit.pt")
+    return folder
+
+
+def test_jit_archive_and_state_dict_are_the_same_model(openai_files):
+    texts, images = ["a seven", "the number 3"], torch.rand(2, 1, 28, 28) * 2 - 1
+    jit, state = (tiny_clip.load_clip(str(openai_files / name), torch.device("cpu")) for name in ("jit.pt", "state.pt"))
+    assert jit.dim == 32 and jit.encode_text(texts).dtype == torch.float32
+    assert (jit.encode_text(texts) - state.encode_text(texts)).abs().max() < 1e-5
+    assert (jit.encode_image(images) - state.encode_image(images)).abs().max() < 1e-5
+    assert (jit.encode_text(texts)[0] - jit.encode_text(texts)[1]).abs().max() > 1e-3
+    assert (jit.encode_image(images).norm(dim=1) - 1).abs().max() < 1e-5
+
+
+@pytest.fixture
+def clip_host(server, openai_files, monkeypatch, tmp_path):
+    """Serves the JIT archive as ViT-B/32, at an address with its SHA-256 in it; the cache is an empty folder."""
+    data = (openai_files / "jit.pt").read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    (server.root / sha256).mkdir()
+    (server.root / sha256 / "ViT-B-32.pt").write_bytes(data)
+    clip = tiny_clip.import_clip().clip
+    monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"{server.url}{sha256}/ViT-B-32.pt")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    server.file = server.root / sha256 / "ViT-B-32.pt"
+    return server
+
+
+def test_auto_downloads_openais_model_and_then_finds_it_in_the_cache(clip_host):
+    for _ in range(2):
+        loaded = tiny_clip.load_clip("auto", torch.device("cpu"))
+        assert (loaded.name, loaded.dim) == ("ViT-B/32", 32)
+    assert len(clip_host.requests) == 1
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(clip_host, tmp_path):
+    cached = tmp_path / "home" / ".cache" / "clip" / "ViT-B-32.pt"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half a download")
+    assert tiny_clip.load_clip("ViT-B/32", torch.device("cpu")).dim == 32
+    assert cached.read_bytes() == clip_host.file.read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["half", "html", "gone"])
+def test_a_bad_download_falls_back_only_for_auto(clip_host, capfd, fault):
+    if fault == "half":
+        clip_host.truncate = "ViT-B-32.pt"
+    elif fault == "html":
+        clip_host.file.write_text("<html>sign in</html>")
+    else:
+        clip_host.file.unlink()
+    assert tiny_clip.load_clip("auto", torch.device("cpu")).name == "tiny"
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    with pytest.raises(common.UserError, match="ViT-B/32"):
+        tiny_clip.load_clip("ViT-B/32", torch.device("cpu"))
+
+
+def test_a_dead_network_is_noticed_within_15_seconds(offline, capfd):
+    start = time.time()
+    assert tiny_clip.load_clip("auto", torch.device("cpu")).name == "tiny"
+    assert time.time() - start < 15
+    assert "tiny CLIP" in capfd.readouterr().err
+
+
+def test_a_damaged_checkpoint_and_an_unknown_name(tmp_path):
+    (tmp_path / "cut.pt").write_bytes((common.ROOT / "assets/tiny_clip.pt").read_bytes()[:100_000])
+    for name in (str(tmp_path / "cut.pt"), "ViT-Z/9", str(common.ROOT / "README.md")):
+        with pytest.raises(common.UserError):
+            tiny_clip.load_clip(name, torch.device("cpu"))
+
+
+def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
+    for before in ("None", "sys"):  # None makes `import pkg_resources` fail; sys is any module to find again
+        code = (
+            f"import sys; sys.modules['pkg_resources'] = {before}; import tiny_clip; clip = tiny_clip.import_clip(); "
+        )
+        code += f"assert sys.modules.get('pkg_resources') is {before} and clip.tokenize(['7']).shape == (1, 77)"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=common.ROOT)
+
+
+def test_a_prompt_over_77_tokens_is_refused(tiny):
+    assert tiny.encode_text(["seven " * 75]).shape == (1, tiny.dim)
+    with pytest.raises(common.UserError, match="77"):
+        tiny.encode_text(["seven " * 76])
+
+
+def test_the_embedded_clip_reads_digits_it_never_saw(tiny):
+    pixels, labels = common.embedded_mnist("test")
+    result = tiny_clip.measure(tiny, "mnist", pixels[:, None].float() / 127.5 - 1, labels)
+    assert result["zero-shot"] >= 0.985 and result["held-out phrasings"] >= 0.98, result
+    assert (common.ROOT / "assets" / "tiny_clip.pt").stat().st_size < 8e6
+
+
+def test_seven_by_any_name_is_a_seven(tiny):
+    asked = ["7", "seven", "the number seven", "Seven!", "SEVEN", "draw the digit 7 for me", "show me the figure 7"]
+    assert ((tiny.encode_text(asked) @ tiny_clip.class_vectors(tiny, "mnist").T).argmax(1) == 7).all()
+
+
+def test_tiny_clip_trains_and_writes_what_it_can_read(cli, tmp_path):
+    done = cli("tiny_clip.py --train-steps 3 --out new.pt", tmp_path)
+    assert "zero-shot" in done.stdout
+    state = torch.load(tmp_path / "new.pt", weights_only=True)
+    assert state["token_embedding.weight"].dtype == torch.float16
+    assert (tmp_path / "new.pt").stat().st_size < 8e6

@@ -1,0 +1,126 @@
+"""MNIST: from disk, from a server in the genuine format, damaged, and not at all."""
+
+import gzip
+import hashlib
+import struct
+import time
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+import common
+
+
+def idx(array):
+    """The IDX format of MNIST's files: magic number, sizes, bytes."""
+    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def mnist_host(server, monkeypatch):
+    """Serves four .gz files as MNIST's hosts do; -> server, with the arrays it serves in server.arrays."""
+    rng, resources, server.arrays = np.random.default_rng(0), [], {}
+    for part, n in (("train", 50), ("t10k", 20)):
+        server.arrays[part] = rng.integers(0, 256, (n, 28, 28)), rng.integers(0, 10, n)
+        for name, array in zip(("images-idx3", "labels-idx1"), server.arrays[part]):
+            packed = gzip.compress(idx(array))
+            (server.root / f"{part}-{name}-ubyte.gz").write_bytes(packed)
+            resources.append((f"{part}-{name}-ubyte.gz", hashlib.md5(packed).hexdigest()))
+    monkeypatch.setattr(MNIST, "mirrors", [server.url])
+    monkeypatch.setattr(MNIST, "resources", resources)
+    return server
+
+
+def check_served(server, loaded, part="train"):
+    images, labels, classes, source = loaded
+    pixels, digits = server.arrays[part]
+    assert source == "torchvision" and classes == common.DIGITS
+    assert images.dtype == torch.float32 and images.shape == (len(pixels), 1, 28, 28) and labels.dtype == torch.int64
+    assert np.abs((images[:, 0].numpy() + 1) * 127.5 - pixels).max() < 1e-3
+    assert labels.tolist() == digits.tolist()
+
+
+def test_download_then_disk(mnist_host, tmp_path):
+    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+    asked = len(mnist_host.requests)
+    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data", "test"), "t10k")
+    assert len(mnist_host.requests) == asked, "the second load must come from disk"
+
+
+def test_four_packed_files_put_there_by_hand_need_no_network(mnist_host, tmp_path, monkeypatch):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in mnist_host.root.glob("*.gz"):
+        (raw / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+
+
+@pytest.mark.parametrize("cut", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+def test_a_truncated_file_on_disk_is_named_and_fetched_again(mnist_host, tmp_path, capfd, cut):
+    common.load_dataset("mnist", tmp_path / "data")
+    for path in (tmp_path / "data").rglob(f"{cut}*"):
+        path.write_bytes(path.read_bytes()[:30])
+    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+    assert "damaged" in capfd.readouterr().err
+
+
+def test_labels_cut_to_a_whole_but_shorter_file_are_noticed(mnist_host, tmp_path):
+    common.load_dataset("mnist", tmp_path / "data")
+    labels = mnist_host.arrays["train"][1][:10]
+    (tmp_path / "data/MNIST/raw/train-labels-idx1-ubyte").write_bytes(idx(labels))
+    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+
+
+@pytest.mark.parametrize("fault", ["half", "html"])
+def test_a_bad_download_is_never_trained_on(mnist_host, tmp_path, capfd, fault):
+    if fault == "half":
+        mnist_host.truncate = "train-images-idx3-ubyte.gz"
+    else:  # what a captive portal or a moved archive answers
+        (mnist_host.root / "train-images-idx3-ubyte.gz").write_text("<html>moved</html>")
+    images, _, _, source = common.load_dataset("mnist", tmp_path / "data")
+    assert source == "embedded" and len(images) == 4500
+    err = capfd.readouterr().err
+    assert "train-images-idx3-ubyte.gz" in err or "corrupted" in err, err
+
+
+def test_no_network_means_the_embedded_digits_within_15_seconds(offline, tmp_path, capfd):
+    start = time.time()
+    images, labels, _, source = common.load_dataset("mnist", tmp_path / "data")
+    assert time.time() - start < 15 and source == "embedded"
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    assert torch.bincount(labels).tolist() == [450] * 10
+    assert images.min() == -1 and images.max() == 1
+
+
+def test_a_host_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.time()
+        assert not common.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=1)
+        assert time.time() - start < 3
+
+
+def test_embedded_splits_share_no_image():
+    train, _ = common.embedded_mnist("train")
+    test, labels = common.embedded_mnist("test")
+    assert torch.bincount(labels).tolist() == [50] * 10
+    assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in test}
+
+
+def test_template_lists():
+    for dataset in common.CLASS_WORDS:
+        trained, heldout = common.TRAIN_TEMPLATES[dataset], common.HELDOUT_TEMPLATES[dataset]
+        assert len(set(trained)) >= 12 and len(set(heldout)) >= 10 and not set(trained) & set(heldout)
+        assert all(t.count("{}") == 1 for t in trained + heldout)
+
+
+def test_balanced_prompts():
+    prompts, labels = common.balanced_prompts("mnist", ["draw {}", "{}!"], 45)
+    assert torch.bincount(labels).tolist() == [5] * 5 + [4] * 5
+    assert prompts[:2] + [prompts[7], prompts[17], prompts[27], prompts[37]] == [
+        "draw zero", "draw one", "draw seven", "draw 7", "seven!", "7!",
+    ]  # fmt: skip

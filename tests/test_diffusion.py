@@ -1,0 +1,166 @@
+"""The mathematics: schedule, loss, sampler, guidance."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import a4_full
+import common
+
+
+def random_model(seed=0):
+    """A network none of whose layers is still zero, so that every input can reach the output."""
+    torch.manual_seed(seed)
+    model = a4_full.UNet(text_dim=8)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model.eval()
+
+
+def unit(n, dim=8, seed=1):
+    return torch.nn.functional.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+class IdealDenoiser:
+    """The exact v for a data set of one image, called like the network."""
+
+    def __init__(self, image):
+        self.image = image
+
+    def __call__(self, x_t, t, text, drop):
+        a = common.cosine_alphas_bar()[t].view(-1, 1, 1, 1)
+        eps = (x_t - a.sqrt() * self.image) / (1 - a).sqrt()
+        return a.sqrt() * eps - (1 - a).sqrt() * self.image
+
+
+def test_schedule_is_the_product_of_nichol_and_dhariwal():
+    f = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
+    expected = [1.0]
+    for i in range(1, 1001):
+        expected.append(expected[-1] * (1 - min(0.999, 1 - f[i] / f[i - 1])))
+    alphas_bar = common.cosine_alphas_bar().numpy()
+    assert alphas_bar.shape == (1001,) and alphas_bar[0] == 1
+    assert np.abs(alphas_bar - np.array(expected)).max() < 1e-6
+    assert (np.diff(alphas_bar) < 0).all() and 0 < alphas_bar[-1] < 1e-5
+
+
+def test_loss_is_zero_for_the_ideal_denoiser_and_draws_every_t():
+    image = torch.rand(1, 1, 28, 28) * 2 - 1
+    seen = []
+
+    def model(x_t, t, text, drop):
+        seen.append((t, drop))
+        return IdealDenoiser(image)(x_t, t, text, drop)
+
+    for _ in range(60):
+        loss = a4_full.diffusion_loss(model, image.repeat(64, 1, 1, 1), unit(64), common.cosine_alphas_bar())
+        assert loss < 1e-4
+    t, drop = (torch.cat(parts) for parts in zip(*seen))
+    assert t.min() >= 1 and t.max() <= common.T and len(t.unique()) > 900
+    assert 0.07 < drop.float().mean() < 0.13  # p_uncond = 0.1
+
+
+@pytest.mark.parametrize(("draw", "expected"), [(0.0, common.T), (1.0, 1)])
+def test_t_runs_from_1_to_T(monkeypatch, draw, expected):
+    seen = []
+
+    def model(x_t, t, text, drop):
+        seen.append(t.item())
+        return x_t
+
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, draw))
+    a4_full.diffusion_loss(model, torch.zeros(1, 1, 28, 28), unit(1), common.cosine_alphas_bar())
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_every_sampler_returns_the_only_image_there_is(steps, eta, scale):
+    image = torch.rand(1, 1, 28, 28) * 1.8 - 0.9
+    x = a4_full.sample(IdealDenoiser(image), unit(2), scale, steps, eta, torch.Generator().manual_seed(0))
+    assert x.shape == (2, 1, 28, 28)
+    assert (x - image).abs().max() < 1e-3
+
+
+def test_eta_1_over_all_steps_is_the_ddpm_posterior(monkeypatch):
+    """One step of the sampler at t, against mean and variance of q(x_{t-1} | x_t, x_0), DDPM Eq. 6-7."""
+    alphas_bar = common.cosine_alphas_bar().double()
+    image, t = torch.rand(1, 1, 28, 28) * 1.8 - 0.9, 700
+    film = []
+    generator = torch.Generator().manual_seed(0)
+    a4_full.sample(IdealDenoiser(image), unit(1), 1.0, common.T, 1.0, generator, film)
+    assert [step for step, _ in film] == list(range(common.T, -1, -1))
+    x_t, x_next = dict(film)[t].double(), dict(film)[t - 1].double()
+    a, a_next = alphas_bar[t], alphas_bar[t - 1]
+    beta, alpha = 1 - a / a_next, a / a_next
+    mean = (a_next.sqrt() * beta * image + alpha.sqrt() * (1 - a_next) * x_t) / (1 - a)
+    variance = (1 - a_next) / (1 - a) * beta
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(common.T - t + 2):  # x_T, then one z for each step down to t - 1
+        z = torch.randn(1, 1, 28, 28, generator=generator)
+    assert (x_next - (mean + variance.sqrt() * z)).abs().max() < 1e-3
+
+
+def test_no_noise_is_added_in_the_last_step():
+    model, text = random_model(), unit(2)
+    film = []
+    a4_full.sample(model, text, 1.0, 4, 1.0, torch.Generator().manual_seed(0), film)
+    t, x_t = film[-2]
+    a = common.cosine_alphas_bar()[t]
+    with torch.no_grad():
+        v = model(x_t, torch.full((2,), t), text, torch.zeros(2, dtype=torch.bool))
+    x0_hat = (a.sqrt() * x_t - (1 - a).sqrt() * v).clamp(-1, 1)
+    assert film[-1][0] == 0 and (film[-1][1] - x0_hat).abs().max() < 1e-6
+
+
+def test_scale_1_is_conditional_0_unconditional_and_2_extrapolates():
+    model, text, x_t, t = random_model(), unit(4), torch.randn(4, 1, 28, 28), torch.tensor([1, 300, 700, 1000])
+    keep = torch.zeros(4, dtype=torch.bool)
+    with torch.no_grad():
+        cond, uncond = model(x_t, t, text, keep), model(x_t, t, text, ~keep)
+        guided = {w: a4_full.guided_v(model, x_t, t, text, w) for w in (0.0, 1.0, 2.0)}
+    assert (cond - uncond).abs().max() > 1e-3
+    for scale, expected in ((0.0, uncond), (1.0, cond), (2.0, 2 * cond - uncond)):
+        assert (guided[scale] - expected).abs().max() < 1e-5
+
+
+def test_guiding_v_is_guiding_eps():
+    """The rule of DESIGN and papers is in eps; ours is in v. At one x_t they are the same."""
+    a = common.cosine_alphas_bar()[400]
+    x_t, v_uncond, v_cond, w = torch.randn(5), torch.randn(5), torch.randn(5), 3.0
+    eps_uncond, eps_cond = (a.sqrt() * v + (1 - a).sqrt() * x_t for v in (v_uncond, v_cond))
+    guided = a.sqrt() * (v_uncond + w * (v_cond - v_uncond)) + (1 - a).sqrt() * x_t
+    assert (guided - (eps_uncond + w * (eps_cond - eps_uncond))).abs().max() < 1e-6
+
+
+def test_scale_1_costs_one_forward_pass():
+    calls = []
+
+    def model(x_t, t, text, drop):
+        calls.append(len(x_t))
+        return torch.zeros_like(x_t)
+
+    a4_full.sample(model, unit(3), 1.0, 5, 0.0, torch.Generator())
+    assert calls == [3] * 5
+
+
+def test_the_null_condition_ignores_the_text_and_the_output_depends_on_t_and_text():
+    model, x_t, t = random_model(), torch.randn(2, 1, 28, 28), torch.tensor([500, 500])
+    keep = torch.zeros(2, dtype=torch.bool)
+    with torch.no_grad():
+        one, other = unit(2, seed=1), unit(2, seed=2)
+        assert (model(x_t, t, one, ~keep) - model(x_t, t, other, ~keep)).abs().max() == 0
+        assert (model(x_t, t, one, keep) - model(x_t, t, other, keep)).abs().max() > 1e-3
+        assert (model(x_t, t, one, keep) - model(x_t, t - 100, one, keep)).abs().max() > 1e-3
+
+
+def test_attention_reaches_every_position():
+    attention = a4_full.Attention(64)
+    torch.nn.init.normal_(attention.out.weight)
+    x = torch.randn(1, 64, 7, 7, requires_grad=True)
+    attention(x)[0, :, 0, 0].sum().backward()
+    assert (x.grad.abs().sum(1) > 0).all()

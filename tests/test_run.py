@@ -1,0 +1,281 @@
+"""The command line as a user meets it: a run and its files, going on after a kill, prompts, and bad input."""
+
+import csv
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+import a4_full
+import common
+
+TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3 --scales 1,2"
+SAMPLES = "samples_w1.0.npz", "samples_w2.0.npz", "samples_heldout_w2.0.npz"
+
+
+@pytest.fixture(scope="module")
+def finished(cli, tmp_path_factory):
+    """A finished run at tiny size; -> the folder it was started in. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    cli(TINY, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def run_folder(folder):
+    return folder / "results" / "mnist" / "a4_full"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_the_files_of_the_design(finished):
+    run = run_folder(finished)
+    config = json.loads((run / "config.json").read_text())
+    assert config["dataset"] == "mnist" and config["seed"] == 0 and config["train_steps"] == 60
+    assert (config["data_source"], config["image_count"], config["text_encoder"]) == ("embedded", 4500, "tiny")
+    assert (
+        config["packages"]["torch"] == torch.__version__.split("+")[0]
+        or config["packages"]["torch"] == torch.__version__
+    )
+    assert config["device"] in ("cpu", "cuda:0", "mps:0") and "git_revision" in config
+
+    checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert set(checkpoint) == {"model", "ema", "optimizer", "step", "config", "rng"} and checkpoint["step"] == 60
+    moved = sum((checkpoint["ema"][name] - checkpoint["model"][name]).abs().sum() for name in checkpoint["model"])
+    assert moved > 0, "the EMA must lag behind the model"
+
+    for name in SAMPLES:
+        with np.load(run / "images" / name) as file:
+            assert set(file) == {"images", "labels", "prompts"}
+            assert file["images"].shape == (30, 28, 28) and file["images"].dtype == np.uint8
+            assert np.bincount(file["labels"]).tolist() == [3] * 10 and file["labels"].dtype == np.int64
+            templates = (common.HELDOUT_TEMPLATES if "heldout" in name else common.TRAIN_TEMPLATES)["mnist"]
+            for prompt, label in zip(file["prompts"], file["labels"]):
+                assert str(prompt) in {t.format(word) for t in templates for word in common.CLASS_WORDS["mnist"][label]}
+    for name in ("images/samples.png", "images/denoising.png", "images/prompts.png", "plots/loss.png"):
+        picture = imread(run / name)
+        assert min(picture.shape[:2]) > 150 and picture.std() > 0.05, name
+
+    log = rows(run / "metrics" / "loss.csv")
+    assert list(log[0]) == ["step", "loss", "images_per_second"] and [row["step"] for row in log] == ["20", "40", "60"]
+    assert float(log[-1]["loss"]) < float(log[0]["loss"])
+    table = rows(run / "metrics" / "performance.csv")
+    assert list(table[0]) == ["parameters", "train_seconds", "train_images_per_second", "scale",
+        "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
+    assert [row["scale"] for row in table] == ["1.0", "2.0"]
+    assert int(table[0]["parameters"]) == sum(p.numel() for p in a4_full.UNet(64).parameters())
+    assert 100 < float(table[0]["peak_memory_mb"]) < 8000
+    assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
+
+
+def test_scales_share_their_noise(finished):
+    """The prompts are the same at every scale, and guided and plain images of one noise resemble each other."""
+    files = [np.load(run_folder(finished) / "images" / name) for name in SAMPLES[:2]]
+    assert (files[0]["prompts"] == files[1]["prompts"]).all()
+    one, two = (file["images"].reshape(30, -1).astype(float) for file in files)
+    same = np.abs(one - two).mean()
+    assert same < np.abs(one - np.roll(two, 1, axis=0)).mean()
+
+
+def test_the_same_command_again_only_says_that_all_is_there(copy, cli):
+    before = contents(copy)
+    done = cli(TINY, copy)
+    assert "complete" in done.stderr and contents(copy) == before
+
+
+def test_a_lost_output_is_made_again_the_same(copy, cli):
+    run = run_folder(copy)
+    before, checkpoint = contents(run / "images"), (run / "checkpoints/last.pt").read_bytes()
+    (run / "images" / SAMPLES[1]).unlink()
+    (run / "images" / "prompts.png").unlink()
+    cli(TINY, copy)
+    assert contents(run / "images") == before and (run / "checkpoints/last.pt").read_bytes() == checkpoint
+
+
+def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, cli):
+    run = run_folder(copy)
+    before, checkpoint = contents(run / "images"), (run / "checkpoints/last.pt").read_bytes()
+    cli(TINY + ",1.25", copy)
+    with np.load(run / "images" / "samples_w1.25.npz") as file:
+        assert file["images"].shape == (30, 28, 28)
+    assert all((run / "images" / name).read_bytes() == before[run / "images" / name] for name in SAMPLES)
+    assert [row["scale"] for row in rows(run / "metrics/performance.csv")] == ["1.0", "2.0", "1.25"]
+    cli(TINY.replace("--sample-steps 3", "--sample-steps 4"), copy)
+    assert all((run / "images" / name).read_bytes() != before[run / "images" / name] for name in SAMPLES)
+    assert (run / "checkpoints/last.pt").read_bytes() == checkpoint
+
+
+def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(finished, tmp_path, offline_env):
+    """Kill a run after its first checkpoint, go on, and get the curve and the images of the run nobody killed."""
+    code = "import sys, common, a4_full; common.Run.SAVE_EVERY = 0; a4_full.main(sys.argv[1:])"
+    flags, run = TINY.split()[1:], run_folder(tmp_path)
+    env = offline_env | {"PYTHONPATH": str(common.ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    while not (run / "checkpoints" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    step = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
+    assert 0 < step < 60
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and f"from step {step}" in done.stderr
+    for name in SAMPLES:
+        assert (run / "images" / name).read_bytes() == (run_folder(finished) / "images" / name).read_bytes()
+    curves = [[(r["step"], r["loss"]) for r in rows(f / "metrics/loss.csv")] for f in (run, run_folder(finished))]
+    assert curves[0] == curves[1]
+
+
+def test_a_prompt_gives_a_picture(copy, cli):
+    command = ["a4_full.py", "--prompt", "a $handwritten$ seven!", "--scale", "3", "--n", "5", "--sample-steps", "2"]
+    before = contents(copy)
+    first, second = cli(command, copy).stdout.strip(), cli(command, copy).stdout.strip()
+    picture = imread(copy / first)
+    assert first == second and min(picture.shape[:2]) > 100 and picture.std() > 0.05
+    added = contents(copy)
+    assert len(added) == len(before) + 1 and all(added[path] == before[path] for path in before)
+    other = cli([*command, "--seed", "1"], copy).stdout.strip()
+    assert other != first and (imread(copy / other) != picture).any()
+
+
+def test_fresh_starts_over_and_keeps_the_earlier_run(copy, cli):
+    before = contents(run_folder(copy))
+    cli(TINY + " --fresh --seed 1", copy)
+    assert json.loads((run_folder(copy) / "config.json").read_text())["seed"] == 1
+    kept = [path for path in run_folder(copy).parent.iterdir() if path.name.startswith(".a4_full")]
+    assert len(kept) == 1 and sorted(contents(kept[0]).values()) == sorted(before.values())
+
+
+def test_compare_shows_the_run(copy, cli):
+    cli("compare.py --dataset mnist", copy)
+    for name in ("grid.png", "loss.png"):
+        assert imread(copy / "results/mnist/compare" / name).std() > 0.02
+
+
+BAD = {
+    "unknown dataset": (["--dataset", "cifar"], "mnist"),
+    "empty prompt": (["--prompt", " "], "empty"),
+    "long prompt": (["--prompt", "seven " * 80], "77"),
+    "negative scale": (["--prompt", "7", "--scale", "-1"], "--scale"),
+    "scale in words": (["--prompt", "7", "--scale", "big"], "--scale"),
+    "scale nan": (["--prompt", "7", "--scale", "nan"], "--scale"),
+    "negative scales": (["--scales", "1,-2"], "--scales"),
+    "no steps": (["--train-steps", "0"], "--train-steps"),
+    "no images": (["--prompt", "7", "--n", "0"], "--n"),
+    "unknown flag": (["--promt", "7"], "--help"),
+    "cuda without cuda": (["--device", "cuda"], "--device cpu"),
+    "no such device": (["--device", "banana"], "banana"),
+    "unknown clip": (["--clip", "ViT-Z/9", "--fresh"], "ViT-Z/9"),
+    "clip out of reach": (["--clip", "RN50", "--fresh"], "RN50"),
+    "another clip than the run's": (
+        ["--prompt", "7", "--clip", str(common.ROOT / "assets/tiny_clip.pt")],
+        "text_encoder tiny",
+    ),
+    "other training": (TINY.split()[1:] + ["--lr", "0.1"], "lr 0.003"),
+    "no such output folder": (["--out", "/dev/null/x"], "/dev/null"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_exit_2_and_changes_nothing(copy, cli, name):
+    flags, expected = BAD[name]
+    if name == "cuda without cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    before = contents(copy)
+    done = cli(["a4_full.py", *flags], copy, check=2)
+    error = [line for line in done.stderr.splitlines() if not line.startswith(("CLIP:", "MNIST:"))]
+    assert len(error) == 1 and error[0].startswith("error: ") and expected in error[0], done.stderr
+    assert contents(copy) == before
+
+
+def test_a_prompt_before_any_training(cli, tmp_path):
+    done = cli(["a4_full.py", "--prompt", "seven"], tmp_path, check=2)
+    assert "python a4_full.py --dataset mnist" in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", ["truncated", "empty", "of another model", "text"])
+@pytest.mark.parametrize("flags", [["--prompt", "seven"], TINY.split()[1:]], ids=["prompt", "train"])
+def test_a_bad_checkpoint(copy, cli, fault, flags):
+    last = run_folder(copy) / "checkpoints" / "last.pt"
+    if fault == "of another model":
+        checkpoint = torch.load(last, weights_only=True)
+        checkpoint["config"]["script"] = "a2_clip"
+        torch.save(checkpoint, last)
+    else:
+        last.write_bytes({"truncated": last.read_bytes()[:50_000], "empty": b"", "text": b"hello\n" * 99}[fault])
+    before = contents(copy)
+    done = cli(["a4_full.py", *flags], copy, check=2)
+    assert len(done.stderr.splitlines()) == 1 and "last.pt" in done.stderr
+    assert contents(copy) == before
+
+
+def test_a_checkpoint_is_never_run_as_code(copy, cli):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(copy / "owned"), "w"))
+
+    (run_folder(copy) / "checkpoints" / "last.pt").write_bytes(pickle.dumps(Evil()))
+    cli(["a4_full.py", "--prompt", "seven"], copy, check=2)
+    assert not (copy / "owned").exists()
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "reachable", lambda *_: False)
+    monkeypatch.setattr(common.Run, "SAVE_EVERY", 0)
+    true_loss, calls = a4_full.diffusion_loss, []
+
+    def loss(*args):
+        calls.append(1)
+        return true_loss(*args) * (math.nan if len(calls) > 25 else 1)
+
+    monkeypatch.setattr(a4_full, "diffusion_loss", loss)
+    with pytest.raises(common.UserError, match="loss is nan"):
+        a4_full.main(TINY.split()[1:])
+    checkpoint = torch.load(run_folder(tmp_path) / "checkpoints/last.pt", weights_only=True)
+    assert checkpoint["step"] == 20 and all(p.isfinite().all() for p in checkpoint["ema"].values())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+
+    def write(file):
+        file.write(b"half of the new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        common.save_file(tmp_path / "file", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/colab_kernel_launcher.py", "-f", "/x/kernel.json"])
+    assert common.parse_args("a4_full", "").dataset == "mnist"
+    assert common.parse_args("a4_full", "", ["--n", "3"]).n == 3
+
+
+def test_importing_does_nothing(tmp_path, offline_env):
+    code = "import a4_full, compare, tiny_clip, os; assert not os.listdir('.')"
+    env = offline_env | {"PYTHONPATH": str(common.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout + done.stderr

@@ -20,7 +20,7 @@ import common
 import compare
 import tiny_clip
 
-WIDTHS = 32, 64  # channels at 14 x 14 and at 7 x 7
+WIDTHS = 48, 96  # channels at 14 x 14 and at 7 x 7
 PATCH = 2  # a 28 x 28 image enters as 14 x 14 patches of 4 pixels: 4 times fewer positions to compute
 P_UNCOND = 0.1  # share of training images that lose their text
 EMA_DECAY = 0.999
@@ -130,7 +130,7 @@ def diffusion_loss(model: UNet, x_0: torch.Tensor, text: torch.Tensor, alphas_ba
     """The mean squared error of v over a batch of images x_0 (B, 1, 28, 28) in [-1, 1] and their texts (B, dim)."""
     B = len(x_0)
     u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # one in each B-th of [0, 1]
-    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: Esser et al. 2024, Eq. 20
+    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: Esser et al. 2024, mode sampling
     t = (u * common.T).ceil().long().clamp(1, common.T)
     a = alphas_bar[t].view(B, 1, 1, 1)
     eps = torch.randn_like(x_0)  # eps ~ N(0, I)
@@ -144,7 +144,7 @@ def diffusion_loss(model: UNet, x_0: torch.Tensor, text: torch.Tensor, alphas_ba
 
 
 def guided_v(model: UNet, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor, scale: float) -> torch.Tensor:
-    """v_uncond + scale * (v_cond - v_uncond): the same rule as for eps, since both are linear in v at a given x_t.
+    """v_uncond + scale * (v_cond - v_uncond): the rule for eps, since eps = sqrt(a) v + sqrt(1 - a) x_t is linear in v.
 
     scale 0 ignores the text, 1 is the plain conditional model (and one forward pass), more exaggerates the text.
     """
@@ -190,11 +190,10 @@ def train(run: common.Run, model: UNet, ema: UNet, clip: tiny_clip.Clip) -> None
     images, labels, _, source = common.load_dataset(args.dataset, args.data_dir)
     run.begin(data_source=source, image_count=len(images), text_encoder=clip.name)
     images, labels = images.to(args.device), labels.to(args.device)
-    texts = torch.stack(
-        [clip.encode_text(t) for t in common.phrasings(args.dataset, common.TRAIN_TEMPLATES[args.dataset])]
-    )
+    texts = common.phrasings(args.dataset, common.TRAIN_TEMPLATES[args.dataset])
+    texts = torch.stack([clip.encode_text(group) for group in texts])  # (C, phrasings, dim)
     alphas_bar = common.cosine_alphas_bar(args.device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
             group["lr"] = args.lr * min((step + 1) / 100, 1 - step / args.train_steps)

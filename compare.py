@@ -1,7 +1,8 @@
 """What a run draws and shows; and all models of a data set side by side, from what their runs saved.
 
 Command   python compare.py --dataset mnist
-Writes    results/mnist/compare/grid.png and loss.png from every model found in results/mnist
+Writes    results/mnist/compare/grid.png and loss.png from every model found in results/mnist; prints how many images
+          show what was asked for, as the embedded CLIP reads them
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 import common
+import tiny_clip
 
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
 
@@ -160,20 +162,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept (default results)")
     args = parser.parse_args(argv)
     folder = args.out / args.dataset
-    samples = {}
-    for path in sorted(folder.glob("*/images/samples_w*.npz")):
-        samples.setdefault(path.parts[-3], {})[path.stem.removeprefix("samples_")] = path
-    if not samples:
+    files = sorted(folder.glob("*/images/samples_*.npz"))
+    if not files:
         raise common.UserError(f"no samples in {folder}; first: python a4_full.py --dataset {args.dataset}")
-    rows, captions = [], []
-    for model, files in samples.items():
-        for scale, path in files.items():
-            with np.load(path) as file:
-                rows.append(file["images"][:20])
-            captions.append(f"{model} {scale}")
-    save_grid(folder / "compare" / "grid.png", np.concatenate(rows), 20, captions=captions)
-    save_loss_plot(folder / "compare" / "loss.png", {m: folder / m / "metrics" / "loss.csv" for m in samples})
-    print(f"{folder / 'compare'}: grid.png, loss.png ({', '.join(samples)})")
+    clip = tiny_clip.load_clip("tiny", torch.device("cpu"))
+    classes, rows, captions = tiny_clip.class_vectors(clip, args.dataset), [], []
+    for path in files:
+        with np.load(path) as file:
+            pixels, labels = file["images"], torch.from_numpy(file["labels"])
+        best = (clip.encode_image(torch.from_numpy(pixels)[:, None] / 127.5 - 1) @ classes.T).argmax(1)
+        share = (best == labels).float().mean()
+        rows.append(pixels[:20])
+        captions.append(f"{path.parts[-3]} {path.stem.removeprefix('samples_')}")
+        print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")
+    columns = min(map(len, rows))
+    pixels = np.concatenate([row[:columns] for row in rows])
+    save_grid(folder / "compare" / "grid.png", pixels, columns, captions=captions)
+    models = {path.parts[-3]: path.parents[1] / "metrics" / "loss.csv" for path in files}
+    save_loss_plot(folder / "compare" / "loss.png", models)
+    print(f"{folder / 'compare'}: grid.png, loss.png")
 
 
 if __name__ == "__main__":

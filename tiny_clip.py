@@ -12,6 +12,7 @@ Result    see assets/README.md
 
 import argparse
 import hashlib
+import socket
 import sys
 import time
 import types
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 import common
 
-STEPS, IMAGES, CAPTIONS, LR = 600, 128, 60, 2e-3  # images and captions of a step
+STEPS, IMAGES, CAPTIONS, LR = 1300, 64, 30, 2e-3  # images and captions of a step
 P_NOISE, MAX_NOISE = 0.75, 10  # share of captions among random tokens, and the most of these on either side
 
 
@@ -121,10 +122,11 @@ def fetch_clip(name: str) -> Path:
     hint = f"{name}: {path} is {'damaged' if path.is_file() else 'missing'}"
     if not common.reachable(url):
         raise common.UserError(f"{hint} and {url.split('/')[2]} does not answer")
+    socket.setdefaulttimeout(15)  # a download that stalls for longer is given up
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
-    except (RuntimeError, OSError) as error:
+    except Exception as error:
         raise common.UserError(f"{hint} and cannot be fetched ({common.one_line(error)})") from None
     return path
 
@@ -158,7 +160,7 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     n = len(images)
     angle, shear = torch.empty(2, n).uniform_(-0.2, 0.2)
     scale = torch.empty(n).uniform_(0.85, 1.15)
-    shift = torch.empty(n, 2).uniform_(-0.12, 0.12)
+    shift = torch.empty(n, 2).uniform_(-0.1, 0.1)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     theta = torch.stack([torch.stack([cos, shear - sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -202,7 +204,7 @@ def train(dataset: str, steps: int, seed: int, device: torch.device):
     tokens = torch.stack([import_clip().tokenize(group) for group in texts])  # (C, P, 77)
 
     model = build_clip().to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
     y_text = torch.arange(CAPTIONS) % len(words)
     for _ in (bar := tqdm(range(steps), disable=not sys.stderr.isatty(), desc="tiny CLIP")):

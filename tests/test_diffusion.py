@@ -159,8 +159,8 @@ def test_the_null_condition_ignores_the_text_and_the_output_depends_on_t_and_tex
 
 
 def test_attention_reaches_every_position():
-    attention = a4_full.Attention(64)
+    attention = a4_full.Attention(96)
     torch.nn.init.normal_(attention.out.weight)
-    x = torch.randn(1, 64, 7, 7, requires_grad=True)
+    x = torch.randn(1, 96, 7, 7, requires_grad=True)
     attention(x)[0, :, 0, 0].sum().backward()
     assert (x.grad.abs().sum(1) > 0).all()

@@ -39,7 +39,7 @@ HELDOUT_TEMPLATES = {  # never seen in training by any model, tiny CLIP included
 }
 
 
-UNREADABLE = RuntimeError, pickle.UnpicklingError, LookupError, AttributeError, TypeError, ValueError, EOFError
+UNREADABLE = RuntimeError, pickle.PickleError, LookupError, AttributeError, TypeError, ValueError, EOFError, OSError
 
 
 class UserError(Exception):
@@ -205,8 +205,7 @@ def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[s
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
     """float32 (T + 1,), 1 (clean) down to 0 (noise); DDIM's alpha. Nichol & Dhariwal 2021 Eq. 17, betas clipped too."""
     f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
-    betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
-    return torch.cat([torch.ones(1), (1 - betas).cumprod(0)]).float().to(device)
+    return torch.cat([torch.ones(1), (f[1:] / f[:-1]).clamp(min=0.001).cumprod(0)]).float().to(device)
 
 
 def save_file(path: Path, write) -> None:
@@ -306,10 +305,11 @@ class Run:
             print(f"--fresh: the earlier run is now in {earlier}", file=sys.stderr)
         for path in [] if self.drawn_alike() else self.images.glob("samples*"):
             path.unlink()
-        git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-        facts |= {"git_revision": git.stdout.strip() or None, "python": sys.version.split()[0]}
+        status, revision = subprocess.getstatusoutput(f'git -C "{ROOT}" describe --always --dirty')
+        facts |= {"git_revision": None if status else revision, "python": sys.version.split()[0]}
         facts["packages"] = {x: metadata.version(x) for x in ("torch", "torchvision", "numpy", "scipy", "matplotlib")}
-        text = json.dumps(vars(self.args) | facts, indent=2, default=str)
+        kept = {k: v for k, v in self.config.items() if k not in (*self.SAMPLING, "scales")}  # of the run continued
+        text = json.dumps(vars(self.args) | facts | kept, indent=2, default=str)
         self.config = json.loads(text)  # plain types, as the checkpoint wants them
         save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
 

@@ -101,14 +101,13 @@ def save_samples(run: common.Run, draw, parameters: int) -> None:
     seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log))
     rows = {row["scale"]: row for row in common.read_csv(table)}
     for path, (templates, scale, n) in run.sample_files().items():
-        if path.exists():
+        heldout = "heldout" in path.name
+        if path.exists() and (heldout or str(scale) in rows):
             continue
         (prompts, labels), start = common.balanced_prompts(args.dataset, templates, n), time.perf_counter()
         pixels = draw_all(run, draw, prompts, scale, f"samples at scale {scale:g}")
         speed = n / (time.perf_counter() - start)
-        arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
-        common.save_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
-        if "heldout" not in path.name:
+        if not heldout:
             rows[str(scale)] = {
                 "parameters": parameters,
                 "train_seconds": round(seconds, 1),
@@ -119,7 +118,9 @@ def save_samples(run: common.Run, draw, parameters: int) -> None:
                 "peak_memory_mb": round(peak_memory_mb(args.device)),
                 "device": args.device,
             }
-        common.save_csv(table, list(rows.values()))
+            common.save_csv(table, list(rows.values()))
+        arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
+        common.save_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
 
 
 def save_prompt_picture(run: common.Run, draw) -> None:
@@ -127,6 +128,9 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     args = run.args
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
     path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}.png"
+    words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
+    if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
+        print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
     pixels = draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
     save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})")
     print(path)

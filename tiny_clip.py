@@ -12,6 +12,7 @@ Result    98.6 % zero-shot on 500 digits never trained on, 240 of 240 held-out p
 
 import argparse
 import hashlib
+import re
 import socket
 import sys
 import time
@@ -26,7 +27,7 @@ from tqdm import tqdm
 import common
 
 STEPS, IMAGES, CAPTIONS, LR = 1300, 64, 30, 2e-3  # images and captions of a step
-P_NOISE, MAX_NOISE = 0.75, 10  # share of captions among random tokens, and the most of these on either side
+P_NOISE, MAX_NOISE = 0.75, 20  # share of captions among random tokens, and the most of these on either side
 
 
 # ── Loading: OpenAI's checkpoints or ours ──
@@ -71,6 +72,7 @@ class Clip:
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """-> (n, dim). common.UserError for a text of more than 77 tokens, the marks at its two ends included."""
+        texts = [re.sub(r"(?<!\w)'", " ", text) for text in texts]  # CLIP's tokenizer would read 'seven as 's even
         try:
             tokens = import_clip().tokenize(texts)  # (n, 77)
         except RuntimeError:

@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of (B, C, H, W), as Ho et al. 2020 have it in their U-Net."""
+    """Self-attention over the positions of (B, C, H, W), as in DDPM's U-Net, with several heads."""
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
@@ -185,11 +185,11 @@ def sample(model, text, scale: float, steps: int, eta: float, generator, film: l
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def train(run: common.Run, model: UNet, ema: UNet, clip: tiny_clip.Clip) -> None:
+def train(run: common.Run, model: UNet, ema: UNet, clip: tiny_clip.Clip, facts: dict) -> None:
     """Train model, and ema, the running mean of its weights that samples are drawn from. Goes on where run stopped."""
     args = run.args
     images, labels, _, source = common.load_dataset(args.dataset, args.data_dir)
-    run.begin(data_source=source, image_count=len(images), text_encoder=clip.name)
+    run.begin(data_source=source, image_count=len(images), **facts)
     images, labels = images.to(args.device), labels.to(args.device)
     texts = common.phrasings(args.dataset, common.TRAIN_TEMPLATES[args.dataset])
     texts = torch.stack([clip.encode_text(group) for group in texts])  # (C, phrasings, dim)
@@ -221,21 +221,26 @@ def main(argv: list[str] | None = None) -> None:
     if args.prompt is None and run.complete():
         return
     clip = tiny_clip.load_clip(run.clip, args.device)
-    run.check(text_encoder=clip.name)
     torch.manual_seed(args.seed)
     model = UNet(clip.dim).to(args.device)
     ema = copy.deepcopy(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    facts = {"text_encoder": clip.name, "text_encoder_crc32": clip.crc32, "parameters": parameters}
+    run.check(**facts)  # the run on disk, if any, must have the same
 
     def draw(prompts, scale, generator, film=None):
         return sample(ema, clip.encode_text(prompts), scale, args.sample_steps, args.eta, generator, film)
 
-    if args.prompt is not None:
+    if args.prompt is None and run.step < args.train_steps:
+        train(run, model, ema, clip, facts)
+    else:
         ema.load_state_dict(run.checkpoint["ema"])
+    if args.prompt is not None:
         clip.encode_text([args.prompt])  # refuses what CLIP cannot read before anything is drawn
         compare.save_prompt_picture(run, draw)
     else:
-        train(run, model, ema, clip)
-        compare.save_samples(run, draw, sum(p.numel() for p in model.parameters()))
+        run.begin()
+        compare.save_samples(run, draw, parameters)
         compare.save_run_pictures(run, draw)
 
 

@@ -51,17 +51,21 @@ def one_line(error: BaseException) -> str:
 
 
 class Parser(argparse.ArgumentParser):
+    def parse_args(self, args=None, namespace=None):
+        return super().parse_args([] if args is None and "kernel_launcher" in sys.argv[0] else args, namespace)
+
     def error(self, message):
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
-def number(kind, low, high):
+def number(kind, low, high, many=False):
     """An argparse type; its name ends up in the message: "invalid number from 0 to 100 value: '-1'"."""
 
     def parse(text):
-        if not low <= kind(text) <= high:
+        values = sorted({kind(part) for part in (text.split(",") if many else [text])})
+        if not low <= values[0] <= values[-1] <= high:
             raise ValueError
-        return kind(text)
+        return values if many else values[0]
 
     parse.__name__ = f"{'whole ' if kind is int else ''}number from {low} to {high}"
     return parse
@@ -69,7 +73,7 @@ def number(kind, low, high):
 
 def parse_args(script: str, doc: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of every model script. argv None: the command line's; a notebook kernel's own are no flags."""
-    scale, count = number(float, 0, 100), number(int, 1, 10**9)
+    scale, count = number(float, 0, 100), number(int, 1, 10**7)
     parser = Parser(f"{script}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="mnist", choices=list(CLASS_WORDS), help="what to learn (default mnist)")
     parser.add_argument("--fresh", action="store_true", help="start over instead of going on with the run on disk")
@@ -95,21 +99,23 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None) -> argparse
         ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
         (
             "scales",
-            lambda text: sorted({scale(part) for part in text.split(",")}),
+            number(float, 0, 100, many=True),
             [1.0, 2.0, 3.0],
             "theirs (default 1,2,3)",
         ),
         ("data-dir", Path, Path("data"), "where data sets are kept (default data)"),
         ("out", Path, Path("results"), "where runs are kept (default results)"),
         ("prompt", str, None, 'draw this from the trained model, for example "a handwritten seven"'),
-        ("n", number(int, 1, 10000), 16, "with --prompt: how many images (default 16)"),
-        ("scale", scale, 2.0, "with --prompt: guidance scale, 1 is none (default 2)"),
+        ("n", number(int, 1, 10000), None, "with --prompt: how many images (default 16)"),
+        ("scale", scale, None, "with --prompt: guidance scale, 1 is none (default 2)"),
     ]:
         parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
-    kernel = argv is None and Path(sys.argv[0]).stem.endswith("kernel_launcher")
-    args = parser.parse_args([] if kernel else argv, argparse.Namespace(script=script))
-    if args.prompt is not None and not args.prompt.strip():
-        raise UserError('the prompt is empty; say what to draw, for example --prompt "a handwritten seven"')
+    args = parser.parse_args(argv, argparse.Namespace(script=script))
+    if args.prompt is None and (args.n, args.scale) != (None, None):
+        raise UserError('--n and --scale go with --prompt, for example --prompt "a handwritten seven"')
+    if args.prompt is not None and (args.fresh or not args.prompt.strip()):
+        raise UserError('the prompt is empty, or came with --fresh; for example: --prompt "a handwritten seven"')
+    args.n, args.scale = args.n or 16, 2.0 if args.scale is None else args.scale
     args.train_steps = args.train_steps or TRAIN_STEPS[args.dataset]
     args.device = pick_device(args.device)
     return args
@@ -118,7 +124,7 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None) -> argparse
 def pick_device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu").device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"--device {name} cannot be used here ({one_line(error)}); try --device cpu") from None
 
 
@@ -127,9 +133,9 @@ def cli(main) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from the last checkpoint")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.exit("\nstopped; training goes on from its last checkpoint when started again without --fresh")
+    except (UserError, OSError, RuntimeError, UnicodeError) as error:  # RuntimeError: memory, disk full in torch.save
+        print(f"error: {error if isinstance(error, UserError) else one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -177,8 +183,10 @@ def load_mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]
             elif "not found" not in str(error):  # but damaged: torchvision checks a .gz, not the file it unpacked
                 print(f"MNIST: damaged {split} files in {raw} ({one_line(error)}); fetching again", file=sys.stderr)
                 for path in raw.glob("train-*-ubyte" if split == "train" else "t10k-*-ubyte"):
-                    path.unlink()
-    print(f"MNIST: {why}; using 5,000 embedded images. For all 60,000 put the four .gz files in {raw}", file=sys.stderr)
+                    path.replace(path.with_name(f"{path.name}.damaged"))
+    print(
+        f"MNIST: {why}; using the 5,000 embedded ones. For all 70,000 put the four .gz files in {raw}", file=sys.stderr
+    )
     return *embedded_mnist(split), "embedded"
 
 
@@ -193,13 +201,6 @@ def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 def phrasings(dataset: str, templates: list[str]) -> list[list[str]]:
     """Every template with every word of a class: a list per class, all of one length."""
     return [[t.format(word) for t in templates for word in words] for words in CLASS_WORDS[dataset]]
-
-
-def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[str], torch.Tensor]:
-    """n prompts round the classes and their phrasings -> prompts, labels int64 (n,)."""
-    texts = phrasings(dataset, templates)
-    labels = torch.arange(n) % len(texts)
-    return [texts[y][i // len(texts) % len(texts[y])] for i, y in enumerate(labels.tolist())], labels
 
 
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
@@ -245,9 +246,8 @@ class Progress(tqdm):
 class Run:
     """results/<dataset>/<script>/: what one run has on disk, and how far it has come."""
 
-    LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
+    LOG_EVERY, SAVE_EVERY, heldout_scale = 20, 30, 2.0  # steps, seconds: a kill costs at most their sum
     TRAINING, SAMPLING = ("train_steps", "batch_size", "lr", "seed"), ("samples", "sample_steps", "eta")
-    heldout_scale = 2.0
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.folder = args, args.out / args.dataset / args.script
@@ -270,9 +270,7 @@ class Run:
         """UserError if the run on disk was made with others."""
         for name, value in facts.items():
             if self.config.get(name, value) != value:
-                raise UserError(
-                    f"{self.last} has {name} {self.config[name]}, not {value}; use --fresh or another --out"
-                )
+                raise UserError(f"{self.last} has {name} {self.config[name]}, not {value}; --fresh or another --out")
 
     def sample_files(self) -> dict[Path, tuple]:
         """Each sample file of this run -> its templates, guidance scale, number of images."""
@@ -300,11 +298,11 @@ class Run:
     def begin(self, **facts) -> None:
         """Write config.json: every flag, facts about data and encoder, versions, the code's revision."""
         self.check(**facts)
-        if self.args.fresh and self.last.exists():
+        if not self.step and (self.last.exists() or self.images.exists()):
             earlier = self.folder.rename(self.folder.with_name(f".{self.folder.name}_{time.time():.0f}"))
-            print(f"--fresh: the earlier run is now in {earlier}", file=sys.stderr)
-        for path in [] if self.drawn_alike() else self.images.glob("samples*"):
-            path.unlink()
+            print(f"the earlier run is now in {earlier}", file=sys.stderr)
+        for path in [] if self.drawn_alike() else [*self.images.glob("samples*"), self.metrics / "performance.csv"]:
+            path.unlink(missing_ok=True)
         status, revision = subprocess.getstatusoutput(f'git -C "{ROOT}" describe --always --dirty')
         facts |= {"git_revision": None if status else revision, "python": sys.version.split()[0]}
         facts["packages"] = {x: metadata.version(x) for x in ("torch", "torchvision", "numpy", "scipy", "matplotlib")}
@@ -316,11 +314,12 @@ class Run:
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0; in between write loss.csv and the modules' checkpoint."""
         args, batch = self.args, self.args.batch_size
+        generators = {"random", "cuda"} if torch.cuda.is_available() else {"random"}
         if self.step:
             print(f"{self.folder}: going on from step {self.step} of {args.train_steps}", file=sys.stderr)
             for name, module in modules.items():
                 module.load_state_dict(self.checkpoint[name])
-            for name in {"random", *["cuda"] * torch.cuda.is_available()} & self.checkpoint["rng"].keys():
+            for name in generators & self.checkpoint["rng"].keys():
                 getattr(torch, name).set_rng_state(self.checkpoint["rng"][name])
         rows = [row for row in read_csv(self.metrics / "loss.csv") if int(row["step"]) <= self.step]
         bar = Progress(desc="training", total=args.train_steps * batch, initial=self.step * batch, **Progress.STYLE)
@@ -328,11 +327,11 @@ class Run:
         while self.step < args.train_steps:
             yield self.step
             self.step += 1
-            if self.step % self.LOG_EVERY and self.step < args.train_steps:
+            if self.step % self.LOG_EVERY and self.step < args.train_steps and time.perf_counter() - start < 30:
                 continue
             loss, images = torch.stack(self.losses).mean().item(), len(self.losses) * batch
             if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {self.step}; try a lower --lr. The last checkpoint stays")
+                raise UserError(f"the loss is {loss} at step {self.step}; try --fresh with --lr {args.lr / 3:g}")
             speed = f"{images / (time.perf_counter() - start):.4g}"
             rows.append({"step": self.step, "loss": f"{loss:.6f}", "images_per_second": speed})
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
@@ -340,10 +339,7 @@ class Run:
             if time.perf_counter() - saved > self.SAVE_EVERY or self.step == args.train_steps:
                 save_csv(self.metrics / "loss.csv", rows)
                 state = {name: module.state_dict() for name, module in modules.items()} | {"step": self.step}
-                rng = {
-                    name: getattr(torch, name).get_rng_state()
-                    for name in ["random", *["cuda"] * torch.cuda.is_available()]
-                }
+                rng = {name: getattr(torch, name).get_rng_state() for name in generators}
                 save_file(self.last, lambda file: torch.save(state | {"config": self.config, "rng": rng}, file))
                 saved = time.perf_counter()
             self.losses, start = [], time.perf_counter()

@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for (model, file), color in zip(curves.items(), COLORS * len(curves)):
-        step, loss = np.array([(int(row["step"]), float(row["loss"])) for row in common.read_csv(file)]).T
+        log = common.read_csv(file)
+        if not log:
+            continue
+        step, loss = np.array([(int(row["step"]), float(row["loss"])) for row in log]).T
         width = min(15, len(loss))
         axes.plot(step, loss, color=color, alpha=0.25)
         axes.plot(step[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=color, label=model)
@@ -80,6 +84,13 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
+def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[str], torch.Tensor]:
+    """n prompts round the classes and their phrasings -> prompts, labels int64 (n,)."""
+    texts = common.phrasings(dataset, templates)
+    labels = torch.arange(n) % len(texts)
+    return [texts[y][i // len(texts) % len(texts[y])] for i, y in enumerate(labels.tolist())], labels
+
+
 def draw_all(run: common.Run, draw, prompts: list[str], scale: float, what: str) -> np.ndarray:
     """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale. draw: see below."""
     generator, parts = torch.Generator().manual_seed(run.args.seed), []
@@ -98,13 +109,13 @@ def save_samples(run: common.Run, draw, parameters: int) -> None:
     args, table = run.args, run.metrics / "performance.csv"
     log = common.read_csv(run.metrics / "loss.csv")
     steps = np.diff([0] + [int(row["step"]) for row in log])
-    seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log))
+    seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log)) or math.nan
     rows = {row["scale"]: row for row in common.read_csv(table)}
     for path, (templates, scale, n) in run.sample_files().items():
         heldout = "heldout" in path.name
         if path.exists() and (heldout or str(scale) in rows):
             continue
-        (prompts, labels), start = common.balanced_prompts(args.dataset, templates, n), time.perf_counter()
+        (prompts, labels), start = balanced_prompts(args.dataset, templates, n), time.perf_counter()
         pixels = draw_all(run, draw, prompts, scale, f"samples at scale {scale:g}")
         speed = n / (time.perf_counter() - start)
         if not heldout:
@@ -127,7 +138,7 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path. draw: see save_samples."""
     args = run.args
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
-    path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}.png"
+    path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}.png"
     words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
@@ -140,9 +151,6 @@ def save_run_pictures(run: common.Run, draw) -> None:
     """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
     dataset, seed, scale = run.args.dataset, run.args.seed, run.heldout_scale
     names = [words[0] for words in common.CLASS_WORDS[dataset]]
-    with np.load(list(run.sample_files())[len(run.args.scales) // 2]) as file:  # the middle one of the scales
-        save_grid(run.images / "samples.png", file["images"][: 10 * len(names)], len(names), titles=names)
-
     templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
     pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
     picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
@@ -158,6 +166,11 @@ def save_run_pictures(run: common.Run, draw) -> None:
     titles, title = [str(t) for t, _ in frames], "x_t, from noise (t = 1000) to the image (t = 0)"
     save_grid(run.images / "denoising.png", strip, len(frames), title, titles, prompts[:6])
     save_loss_plot(run.folder / "plots" / "loss.png", {run.args.script: run.metrics / "loss.csv"})
+    w = run.args.scales[len(run.args.scales) // 2]
+    with np.load(run.images / f"samples_w{w}.npz") as file:
+        save_grid(
+            run.images / "samples.png", file["images"][: 10 * len(names)], len(names), f"guidance scale {w:g}", names
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -166,14 +179,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept (default results)")
     args = parser.parse_args(argv)
     folder = args.out / args.dataset
-    files = sorted(folder.glob("*/images/samples_*.npz"))
+    files = sorted(folder.glob("[!.]*/images/samples_*.npz"))
     if not files:
         raise common.UserError(f"no samples in {folder}; first: python a4_full.py --dataset {args.dataset}")
     clip = tiny_clip.load_clip("tiny", torch.device("cpu"))
     classes, rows, captions = tiny_clip.class_vectors(clip, args.dataset), [], []
     for path in files:
-        with np.load(path) as file:
-            pixels, labels = file["images"], torch.from_numpy(file["labels"])
+        try:
+            with np.load(path) as file:
+                pixels, labels = file["images"], torch.from_numpy(file["labels"])
+        except (*common.UNREADABLE, zipfile.BadZipFile) as error:
+            raise common.UserError(f"{path} is damaged ({common.one_line(error)}); delete it and run again") from None
         best = (clip.encode_image(torch.from_numpy(pixels)[:, None] / 127.5 - 1) @ classes.T).argmax(1)
         share = (best == labels).float().mean()
         rows.append(pixels[:20])

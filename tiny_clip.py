@@ -18,6 +18,7 @@ import sys
 import time
 import types
 import warnings
+import zlib
 from pathlib import Path
 
 import torch
@@ -68,11 +69,12 @@ class Clip:
         except common.UNREADABLE as error:
             raise common.UserError(f"{path} is no CLIP checkpoint, or damaged ({common.one_line(error)})") from None
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
+        self.crc32 = zlib.crc32(path.read_bytes())  # tells two files of one name apart
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """-> (n, dim). common.UserError for a text of more than 77 tokens, the marks at its two ends included."""
-        texts = [re.sub(r"(?<!\w)'", " ", text) for text in texts]  # CLIP's tokenizer would read 'seven as 's even
+        texts = [re.sub(r"(?<!\w)['‘’]", " ", text) for text in texts]  # CLIP's tokenizer would read 'seven as 's even
         try:
             tokens = import_clip().tokenize(texts)  # (n, 77)
         except RuntimeError:
@@ -228,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser("tiny_clip.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="mnist", choices=["mnist"], help="what it learns to read (default mnist)")
     parser.add_argument("--out", type=Path, default=common.ROOT / "assets" / "tiny_clip.pt", help="the file to write")
-    parser.add_argument("--train-steps", type=common.number(int, 1, 10**9), default=STEPS, help=f"default {STEPS}")
+    parser.add_argument("--train-steps", type=common.number(int, 1, 10**7), default=STEPS, help=f"default {STEPS}")
     parser.add_argument("--seed", type=common.number(int, 0, 2**31), default=0, help="default 0")
     parser.add_argument("--device", default="cpu", help="default cpu")
     args = parser.parse_args(argv)

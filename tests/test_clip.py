@@ -56,7 +56,7 @@ def clip_host(server, openai_files, monkeypatch, tmp_path):
     (server.root / sha256 / "ViT-B-32.pt").write_bytes(data)
     clip = tiny_clip.import_clip().clip
     monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"{server.url}{sha256}/ViT-B-32.pt")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tiny_clip.Path, "home", lambda: tmp_path / "home")  # never the user's own cache
     server.file = server.root / sha256 / "ViT-B-32.pt"
     return server
 
@@ -127,7 +127,17 @@ def test_the_embedded_clip_reads_digits_it_never_saw(tiny):
 
 
 def test_seven_by_any_name_is_a_seven(tiny):
-    asked = ["7", "seven", "the number seven", "Seven!", "SEVEN", "draw the digit 7 for me", "show me the figure 7"]
+    asked = [
+        "7",
+        "seven",
+        "the number seven",
+        "Seven!",
+        "SEVEN",
+        "‘seven’",
+        "the 'seven'",
+        "draw the digit 7 for me",
+        "show me the figure 7",
+    ]
     assert ((tiny.encode_text(asked) @ tiny_clip.class_vectors(tiny, "mnist").T).argmax(1) == 7).all()
 
 

@@ -170,9 +170,13 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(copy, cli):
 
 
 def test_compare_shows_the_run(copy, cli):
-    cli("compare.py --dataset mnist", copy)
+    earlier = shutil.copytree(run_folder(copy), run_folder(copy).with_name(".a4_full_1"))
+    assert str(earlier) not in cli("compare.py --dataset mnist", copy).stdout
     for name in ("grid.png", "loss.png"):
         assert imread(copy / "results/mnist/compare" / name).std() > 0.02
+    damaged = run_folder(copy) / "images" / SAMPLES[0]
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    assert damaged.name in cli("compare.py --dataset mnist", copy, check=2).stderr
 
 
 BAD = {
@@ -185,6 +189,10 @@ BAD = {
     "negative scales": (["--scales", "1,-2"], "--scales"),
     "no steps": (["--train-steps", "0"], "--train-steps"),
     "no images": (["--prompt", "7", "--n", "0"], "--n"),
+    "scales in words": (["--scales", "1,x"], "number"),
+    "a scale and no prompt": (["--scale", "3"], "--prompt"),
+    "a fresh prompt": (["--prompt", "7", "--fresh"], "--fresh"),
+    "not UTF-8": (["--prompt", "caf\udce9 seven"], "surrogates"),
     "unknown flag": (["--promt", "7"], "--help"),
     "cuda without cuda": (["--device", "cuda"], "--device cpu"),
     "no such device": (["--device", "banana"], "banana"),
@@ -216,13 +224,17 @@ def test_a_prompt_before_any_training(cli, tmp_path):
     assert "python a4_full.py --dataset mnist" in done.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fault", ["cut early", "cut late", "empty", "of another model", "text"])
-@pytest.mark.parametrize("flags", [["--prompt", "seven"], TINY.split()[1:]], ids=["prompt", "train"])
+FAULTS = "cut early", "cut late", "empty", "text", "of another model", "of another network", "of another tiny CLIP"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("flags", [["--prompt", "seven"], [*TINY.split()[1:], "--eta", "0"]], ids=["prompt", "train"])
 def test_a_bad_checkpoint(copy, cli, fault, flags):
     last = run_folder(copy) / "checkpoints" / "last.pt"
-    if fault == "of another model":
+    if fault.startswith("of another"):
         checkpoint = torch.load(last, weights_only=True)
-        checkpoint["config"]["script"] = "a2_clip"
+        name = {"model": "script", "network": "parameters", "tiny CLIP": "text_encoder_crc32"}[fault[11:]]
+        checkpoint["config"][name] = "a2_clip" if name == "script" else 1
         torch.save(checkpoint, last)
     else:
         whole = last.read_bytes()
@@ -232,6 +244,37 @@ def test_a_bad_checkpoint(copy, cli, fault, flags):
     done = cli(["a4_full.py", *flags], copy, check=2)
     assert len(done.stderr.splitlines()) == 1 and "last.pt" in done.stderr
     assert contents(copy) == before
+
+
+def test_a_finished_run_draws_more_without_its_data(copy, cli, tmp_path):
+    """Trained on embedded digits, asked for another scale where another data source is at hand."""
+    last = run_folder(copy) / "checkpoints" / "last.pt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["config"]["data_source"] = "torchvision"
+    torch.save(checkpoint, last)
+    cli(TINY + ",4", copy)
+    assert (run_folder(copy) / "images" / "samples_w4.0.npz").exists()
+    assert json.loads((run_folder(copy) / "config.json").read_text())["data_source"] == "torchvision"
+
+
+def test_samples_of_a_lost_checkpoint_are_never_taken_for_the_new_model(copy, cli):
+    old = contents(run_folder(copy) / "images")
+    shutil.rmtree(run_folder(copy) / "checkpoints")
+    cli(TINY + " --seed 5", copy)
+    assert not set(contents(run_folder(copy) / "images").values()) & set(old.values())
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tmp_path, offline_env):
+    resource = pytest.importorskip("resource")
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    line = [sys.executable, str(common.ROOT / "a4_full.py"), *TINY.split()[1:]]
+    done = subprocess.run(line, cwd=tmp_path, env=offline_env, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error")
+    assert not list(tmp_path.rglob("*.pt*"))
 
 
 def test_a_checkpoint_is_never_run_as_code(copy, cli):

@@ -7,7 +7,7 @@ Targets   A batch holds many images and many captions of each class, and every s
 Captions  Most are the class word among random tokens. From fixed sentences the text side learns the sentences; among
           noise it can only learn to find the word, and so it understands phrasings it never saw.
 Command   python tiny_clip.py --dataset mnist        writes assets/tiny_clip.pt
-Result    98.6 % zero-shot on 500 digits never trained on, 240 of 240 held-out prompts (seed 0; 127 s on two cores)
+Result    99.0 % zero-shot on 500 digits never trained on, 240 of 240 held-out prompts (seed 0; 132 s on two cores)
 """
 
 import argparse

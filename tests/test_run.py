@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/colab_kernel_launcher.py", "-f", "/x/kernel.json"])
     assert common.parse_args("a4_full", "").dataset == "mnist"
-    assert common.parse_args("a4_full", "", ["--n", "3"]).n == 3
+    assert common.parse_args("a4_full", "", ["--prompt", "7", "--n", "3"]).n == 3
 
 
 def test_importing_does_nothing(tmp_path, offline_env):

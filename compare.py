@@ -25,16 +25,15 @@ import tiny_clip
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
 
 
-def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()) -> None:
+def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3) -> None:
     """pixels: images uint8 (28, 28), row by row. titles stand over the columns, captions left of the rows."""
     rows, tile = math.ceil(len(pixels) / columns), 30
     blank = np.full((rows * columns, tile, tile), 255, np.uint8)
     blank[: len(pixels), 1:-1, 1:-1] = pixels
     canvas = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2).reshape(rows * tile, columns * tile)
-    inches = 0.3  # of a tile: 60 pixels at 200 dpi
     width = inches * columns + 0.085 * max(map(len, captions), default=0)
-    lines = textwrap.wrap(title, max(10, int(width / 0.085)))
-    height = inches * rows + 0.18 * (len(lines) + bool(titles))
+    lines = textwrap.wrap(title, max(12, int(width / 0.065)))
+    height = inches * rows + 0.12 * len(lines) + 0.18 * bool(titles) + 0.05
     figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
     axes = figure.add_axes((1 - inches * columns / width, 0, inches * columns / width, inches * rows / height))
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
@@ -143,7 +142,7 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
     pixels = draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
-    save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})")
+    save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})", inches=0.6)
     print(path)
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 T = 1000  # diffusion steps
 TRAIN_STEPS = {"mnist": 5800}
+# The script of the ladder in which a flag starts to mean something.
+FIRST_WITH = {"prompt": "a1_cond", "n": "a1_cond", "clip": "a2_clip", "scale": "a3_cfg", "scales": "a3_cfg"}
+NOT_FOR_A_GAN = "scale", "scales", "sample-steps", "eta"
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CLASS_WORDS = {"mnist": [(word, str(digit)) for digit, word in enumerate(DIGITS)]}
 TRAIN_TEMPLATES = {
@@ -37,8 +41,6 @@ HELDOUT_TEMPLATES = {  # never seen in training by any model, tiny CLIP included
         "a child's attempt at writing {}|just {} and nothing else|chalk on a blackboard: {}|could you sketch {} for me"
     ).split("|")
 }
-
-
 UNREADABLE = RuntimeError, pickle.PickleError, LookupError, AttributeError, TypeError, ValueError, EOFError, OSError
 
 
@@ -71,50 +73,49 @@ def number(kind, low, high, many=False):
     return parse
 
 
-def parse_args(script: str, doc: str, argv: list[str] | None = None) -> argparse.Namespace:
+def meaningless(script: str, flag: str) -> bool:
+    return flag in NOT_FOR_A_GAN if script == "cgan" else script < FIRST_WITH.get(flag, "")  # names sort as the ladder
+
+
+def refuse(script: str, flag: str, _value: str):
+    first = FIRST_WITH.get(flag, "a0_uncond")
+    raise argparse.ArgumentTypeError(f"it means nothing to {script}.py; {first}.py is the first that has it")
+
+
+def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults) -> argparse.Namespace:
     """The flags of every model script. argv None: the command line's; a notebook kernel's own are no flags."""
-    scale, count = number(float, 0, 100), number(int, 1, 10**7)
+    many, count = number(float, 0, 100, many=True), number(int, 1, 10**7)
     parser = Parser(f"{script}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="mnist", choices=list(CLASS_WORDS), help="what to learn (default mnist)")
     parser.add_argument("--fresh", action="store_true", help="start over instead of going on with the run on disk")
     for flag, kind, default, text in [
-        ("train-steps", count, None, f"optimiser steps (default {TRAIN_STEPS['mnist']} for mnist)"),
-        ("batch-size", count, 32, "images per step (default 32)"),
-        ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate of AdamW (default 0.003)"),
+        ("train-steps", count, None, f"optimiser steps (default {defaults.get('train_steps', TRAIN_STEPS['mnist'])})"),
+        ("batch-size", count, 32, "images per step (default %(default)s)"),
+        ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate of AdamW (default %(default)s)"),
         ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
-        (
-            "device",
-            str,
-            "auto",
-            "cpu, cuda, cuda:1, mps, or (default) auto: a GPU if CUDA finds one, else the processor",
-        ),
+        ("device", str, "auto", "cpu, cuda, cuda:1, mps, or (default) auto: a GPU if CUDA finds one, else cpu"),
         ("clip", str, "auto", "tiny, ViT-B/32 or another of OpenAI's, a file, or (default) auto: ViT-B/32, else tiny"),
         ("sample-steps", number(int, 1, T), 8, "DDIM steps from noise to image, 1 to 1000 (default 8)"),
-        (
-            "eta",
-            number(float, 0, 1),
-            1.0,
-            "noise put back while sampling: 0 none (DDIM) to 1 as much as DDPM (default 1)",
-        ),
+        ("eta", number(float, 0, 1), 1.0, "noise put back while sampling: 0 none to 1 as much as DDPM (default 1)"),
         ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
-        (
-            "scales",
-            number(float, 0, 100, many=True),
-            [1.0, 2.0, 3.0],
-            "theirs (default 1,2,3)",
-        ),
+        ("scales", many, [1.0, 2.0, 3.0], "their guidance scales (default 1,2,3)"),
         ("data-dir", Path, Path("data"), "where data sets are kept (default data)"),
         ("out", Path, Path("results"), "where runs are kept (default results)"),
         ("prompt", str, None, 'draw this from the trained model, for example "a handwritten seven"'),
         ("n", number(int, 1, 10000), None, "with --prompt: how many images (default 16)"),
-        ("scale", scale, None, "with --prompt: guidance scale, 1 is none (default 2)"),
-    ]:
+        ("scale", number(float, 0, 100), None, "with --prompt: guidance scale, 1 is none (default 2)"),
+    ]:  # fmt: skip
+        if meaningless(script, flag):
+            kind, default, text = partial(refuse, script, flag), None, argparse.SUPPRESS
         parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
+    parser.set_defaults(**defaults)
     args = parser.parse_args(argv, argparse.Namespace(script=script))
     if args.prompt is None and (args.n, args.scale) != (None, None):
         raise UserError('--n and --scale go with --prompt, for example --prompt "a handwritten seven"')
     if args.prompt is not None and (args.fresh or not args.prompt.strip()):
         raise UserError('the prompt is empty, or came with --fresh; for example: --prompt "a handwritten seven"')
+    if meaningless(script, "scale"):
+        args.scale, args.scales = 1.0, [1.0]
     args.n, args.scale = args.n or 16, 2.0 if args.scale is None else args.scale
     args.train_steps = args.train_steps or TRAIN_STEPS[args.dataset]
     args.device = pick_device(args.device)
@@ -246,13 +247,14 @@ class Progress(tqdm):
 class Run:
     """results/<dataset>/<script>/: what one run has on disk, and how far it has come."""
 
-    LOG_EVERY, SAVE_EVERY, heldout_scale = 20, 30, 2.0  # steps, seconds: a kill costs at most their sum
+    LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
     TRAINING, SAMPLING = ("train_steps", "batch_size", "lr", "seed"), ("samples", "sample_steps", "eta")
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.folder = args, args.out / args.dataset / args.script
         self.last, self.images, self.metrics = (self.folder / x for x in ("checkpoints/last.pt", "images", "metrics"))
         self.config, self.step, self.losses = {}, 0, []
+        self.encoder = argparse.Namespace(name=None, crc32=None)  # a script that reads text puts its own here
         if self.last.exists() and not args.fresh:
             try:
                 self.checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)  # runs no code
@@ -272,13 +274,6 @@ class Run:
             if self.config.get(name, value) != value:
                 raise UserError(f"{self.last} has {name} {self.config[name]}, not {value}; --fresh or another --out")
 
-    def sample_files(self) -> dict[Path, tuple]:
-        """Each sample file of this run -> its templates, guidance scale, number of images."""
-        args, heldout = self.args, self.heldout_scale
-        files = {f"samples_w{w}.npz": (TRAIN_TEMPLATES[args.dataset], w, args.samples) for w in args.scales}
-        files[f"samples_heldout_w{heldout}.npz"] = HELDOUT_TEMPLATES[args.dataset], heldout, min(500, args.samples)
-        return {self.images / name: what for name, what in files.items()}
-
     def drawn_alike(self) -> bool:
         """Whether the samples on disk, if any, were drawn with the sampling flags of now."""
         try:
@@ -287,13 +282,17 @@ class Run:
         except (OSError, ValueError, LookupError):
             return False
 
-    def complete(self) -> bool:
-        """Whether all of the run is on disk; if so, says it."""
-        names = "images/samples.png images/prompts.png images/denoising.png plots/loss.png metrics/performance.csv"
-        outputs = [*self.sample_files(), *(self.folder / name for name in names.split())]
-        if done := self.step == self.args.train_steps and self.drawn_alike() and all(path.exists() for path in outputs):
-            print(f"{self.folder} is complete; --fresh starts over", file=sys.stderr)
-        return done
+    def check_model(self, model: torch.nn.Module) -> None:
+        """UserError if the run on disk was made with another network or text encoder."""
+        encoder, parameters = self.encoder, sum(p.numel() for p in model.parameters())
+        self.facts = {"text_encoder": encoder.name, "text_encoder_crc32": encoder.crc32, "parameters": parameters}
+        self.check(**self.facts)
+
+    def load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> the training images (N, 1, 28, 28) in [-1, 1] and labels (N,), on the device; config.json says whence."""
+        images, labels, _, source = load_dataset(self.args.dataset, self.args.data_dir)
+        self.begin(data_source=source, image_count=len(images), **self.facts)
+        return images.to(self.args.device), labels.to(self.args.device)
 
     def begin(self, **facts) -> None:
         """Write config.json: every flag, facts about data and encoder, versions, the code's revision."""
@@ -310,6 +309,10 @@ class Run:
         text = json.dumps(vars(self.args) | facts | kept, indent=2, default=str)
         self.config = json.loads(text)  # plain types, as the checkpoint wants them
         save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
+
+    def log(self, **losses: torch.Tensor) -> None:
+        """The losses of one step; loss.csv gets their mean over some steps."""
+        self.losses.append({name: loss.detach() for name, loss in losses.items()})
 
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0; in between write loss.csv and the modules' checkpoint."""
@@ -329,12 +332,14 @@ class Run:
             self.step += 1
             if self.step % self.LOG_EVERY and self.step < args.train_steps and time.perf_counter() - start < 30:
                 continue
-            loss, images = torch.stack(self.losses).mean().item(), len(self.losses) * batch
-            if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {self.step}; try --fresh with --lr {args.lr / 3:g}")
+            losses = {x: f"{torch.stack([row[x] for row in self.losses]).mean().item():.6f}" for x in self.losses[0]}
+            for name, mean in losses.items():
+                if not math.isfinite(float(mean)):
+                    raise UserError(f"{name} is {mean} at step {self.step}; try --fresh with --lr {args.lr / 3:g}")
+            images = len(self.losses) * batch
             speed = f"{images / (time.perf_counter() - start):.4g}"
-            rows.append({"step": self.step, "loss": f"{loss:.6f}", "images_per_second": speed})
-            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            rows.append({"step": self.step, **losses, "images_per_second": speed})
+            bar.set_postfix(losses, refresh=False)
             bar.update(images)
             if time.perf_counter() - saved > self.SAVE_EVERY or self.step == args.train_steps:
                 save_csv(self.metrics / "loss.csv", rows)

@@ -53,15 +53,15 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> None:
     """curves: model -> its loss.csv; the raw curve faint, over it the mean of the last 15 rows."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for (model, file), color in zip(curves.items(), COLORS * len(curves)):
-        log = common.read_csv(file)
-        if not log:
-            continue
-        step, loss = np.array([(int(row["step"]), float(row["loss"])) for row in log]).T
-        width = min(15, len(loss))
+    logs = {model: log for model, file in curves.items() if (log := common.read_csv(file))}
+    lines = [(model, name) for model, log in logs.items() for name in log[0] if name.endswith("loss")]
+    for (model, name), color in zip(lines, COLORS * len(lines)):
+        step, loss = np.array([(int(row["step"]), float(row[name])) for row in logs[model]]).T
+        width, label = min(15, len(loss)), model if name == "loss" else f"{model}, {name.replace('_', ' ')}"
         axes.plot(step, loss, color=color, alpha=0.25)
-        axes.plot(step[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=color, label=model)
-    axes.set(xlabel="training step", ylabel="denoising loss: MSE of v", yscale="log")
+        axes.plot(step[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=color, label=label)
+    ylabel = "denoising loss: MSE of v" if all(name == "loss" for _, name in lines) else "loss"
+    axes.set(xlabel="training step", ylabel=ylabel, yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
@@ -84,14 +84,16 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[str], torch.Tensor]:
-    """n prompts round the classes and their phrasings -> prompts, labels int64 (n,)."""
+    """n prompts round the classes and their phrasings -> prompts, labels int64 (n,); without templates "" and -1."""
+    if not templates:
+        return [""] * n, torch.full((n,), -1)
     texts = common.phrasings(dataset, templates)
     labels = torch.arange(n) % len(texts)
     return [texts[y][i // len(texts) % len(texts[y])] for i, y in enumerate(labels.tolist())], labels
 
 
 def draw_all(run: common.Run, draw, prompts: list[str], scale: float, what: str) -> np.ndarray:
-    """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale. draw: see below."""
+    """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale."""
     generator, parts = torch.Generator().manual_seed(run.args.seed), []
     with common.Progress(desc=what, total=len(prompts), **common.Progress.STYLE) as bar:
         for i in range(0, len(prompts), 100):
@@ -100,17 +102,53 @@ def draw_all(run: common.Run, draw, prompts: list[str], scale: float, what: str)
     return np.concatenate(parts)
 
 
-def save_samples(run: common.Run, draw, parameters: int) -> None:
-    """Write those sample files that are not there yet, and what they cost into performance.csv.
+def heldout_scale(run: common.Run) -> float:
+    """The guidance scale of held-out samples and of pictures of prompts."""
+    return 1.0 if common.meaningless(run.args.script, "scale") else 2.0
 
-    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, collects (t, x_t).
+
+def sample_files(run: common.Run) -> dict[Path, tuple]:
+    """Each sample file of a run -> its templates (none for a script without text), guidance scale, number of images."""
+    args, w = run.args, heldout_scale(run)
+    trained, heldout = common.TRAIN_TEMPLATES[args.dataset], common.HELDOUT_TEMPLATES[args.dataset]
+    if common.meaningless(args.script, "prompt"):
+        return {run.images / "samples_w1.0.npz": ([], 1.0, args.samples)}
+    files = {run.images / f"samples_w{w}.npz": (trained, w, args.samples) for w in args.scales}
+    return files | {run.images / f"samples_heldout_w{w}.npz": (heldout, w, min(500, args.samples))}
+
+
+def complete(run: common.Run) -> bool:
+    """Whether all of the run is on disk; if so, says it."""
+    names = "images/samples.png images/denoising.png plots/loss.png metrics/performance.csv".split()
+    names += [] if common.meaningless(run.args.script, "prompt") else ["images/prompts.png"]
+    outputs = [*sample_files(run), *(run.folder / name for name in names)]
+    done = run.step == run.args.train_steps and run.drawn_alike() and all(path.exists() for path in outputs)
+    if done:
+        print(f"{run.folder} is complete; --fresh starts over", file=sys.stderr)
+    return done
+
+
+def save_outputs(run: common.Run, draw) -> None:
+    """All that a run leaves beside its checkpoint; with --prompt, one picture.
+
+    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, collects (title, images).
     """
+    if run.args.prompt is not None:
+        save_prompt_picture(run, draw)
+    else:
+        run.begin()
+        save_samples(run, draw)
+        save_run_pictures(run, draw)
+
+
+def save_samples(run: common.Run, draw) -> None:
+    """Write those sample files that are not there yet, and what they cost into performance.csv."""
     args, table = run.args, run.metrics / "performance.csv"
     log = common.read_csv(run.metrics / "loss.csv")
     steps = np.diff([0] + [int(row["step"]) for row in log])
     seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log)) or math.nan
     rows = {row["scale"]: row for row in common.read_csv(table)}
-    for path, (templates, scale, n) in run.sample_files().items():
+    for path, (templates, scale, n) in sample_files(run).items():
         heldout = "heldout" in path.name
         if path.exists() and (heldout or str(scale) in rows):
             continue
@@ -119,7 +157,7 @@ def save_samples(run: common.Run, draw, parameters: int) -> None:
         speed = n / (time.perf_counter() - start)
         if not heldout:
             rows[str(scale)] = {
-                "parameters": parameters,
+                "parameters": run.config["parameters"],
                 "train_seconds": round(seconds, 1),
                 "train_images_per_second": round(args.train_steps * args.batch_size / seconds, 1),
                 "scale": scale,
@@ -134,7 +172,7 @@ def save_samples(run: common.Run, draw, parameters: int) -> None:
 
 
 def save_prompt_picture(run: common.Run, draw) -> None:
-    """--prompt: save a picture of --n images and print its path. draw: see save_samples."""
+    """--prompt: save a picture of --n images and print its path."""
     args = run.args
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
     path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}.png"
@@ -148,27 +186,37 @@ def save_prompt_picture(run: common.Run, draw) -> None:
 
 def save_run_pictures(run: common.Run, draw) -> None:
     """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
-    dataset, seed, scale = run.args.dataset, run.args.seed, run.heldout_scale
-    names = [words[0] for words in common.CLASS_WORDS[dataset]]
+    dataset, scale = run.args.dataset, heldout_scale(run)
+    names, title = [words[0] for words in common.CLASS_WORDS[dataset]], f"guidance scale {scale:g}"
     templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
     pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
     picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
     prompts, captions = [prompt for prompt, _ in picked], [prompt + mark for prompt, mark in picked]
-    pixels = draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
-    title = f"guidance scale {scale:g}; * = a phrasing never trained on"
-    save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
+    if common.meaningless(run.args.script, "prompt"):
+        prompts = names = [""] * len(names)
+    else:
+        pixels = draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
+        save_grid(run.images / "prompts.png", pixels, 8, f"{title}; * = a phrasing never trained on", captions=captions)
 
     film = []
-    draw(prompts[:6], scale, torch.Generator().manual_seed(seed), film)
+    draw(prompts[:6], scale, torch.Generator().manual_seed(run.args.seed), film)
     frames = [film[i] for i in np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)]
-    strip = [to_pixels(x_t)[row] for row in range(6) for _, x_t in frames]
-    titles, title = [str(t) for t, _ in frames], "x_t, from noise (t = 1000) to the image (t = 0)"
-    save_grid(run.images / "denoising.png", strip, len(frames), title, titles, prompts[:6])
+    strip = [to_pixels(images)[row] for row in range(6) for _, images in frames]
+    what = (
+        "a walk from one z to another"
+        if run.args.script == "cgan"
+        else "x_t, from noise (t = 1000) to the image (t = 0)"
+    )
+    save_grid(run.images / "denoising.png", strip, len(frames), what, [str(t) for t, _ in frames], prompts[:6])
     save_loss_plot(run.folder / "plots" / "loss.png", {run.args.script: run.metrics / "loss.csv"})
     w = run.args.scales[len(run.args.scales) // 2]
     with np.load(run.images / f"samples_w{w}.npz") as file:
         save_grid(
-            run.images / "samples.png", file["images"][: 10 * len(names)], len(names), f"guidance scale {w:g}", names
+            run.images / "samples.png",
+            file["images"][: 10 * len(names)],
+            len(names),
+            f"{run.args.script}, guidance scale {w:g}",
+            names,
         )
 
 
@@ -190,10 +238,11 @@ def main(argv: list[str] | None = None) -> None:
         except (*common.UNREADABLE, zipfile.BadZipFile) as error:
             raise common.UserError(f"{path} is damaged ({common.one_line(error)}); delete it and run again") from None
         best = (clip.encode_image(torch.from_numpy(pixels)[:, None] / 127.5 - 1) @ classes.T).argmax(1)
-        share = (best == labels).float().mean()
         rows.append(pixels[:20])
         captions.append(f"{path.parts[-3]} {path.stem.removeprefix('samples_')}")
-        print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")
+        if labels.min() >= 0:
+            share = (best == labels).float().mean()
+            print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")
     columns = min(map(len, rows))
     pixels = np.concatenate([row[:columns] for row in rows])
     save_grid(folder / "compare" / "grid.png", pixels, columns, captions=captions)

@@ -191,7 +191,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
-        run.log(loss=loss)
+        run.losses.append({"loss": loss.detach()})
 
 
 # ── Main ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,16 +2,17 @@
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import pickle
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -22,25 +23,21 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 T = 1000  # diffusion steps
 TRAIN_STEPS = {"mnist": 5800}
-# The script of the ladder in which a flag starts to mean something.
 FIRST_WITH = {"prompt": "a1_cond", "n": "a1_cond", "clip": "a2_clip", "scale": "a3_cfg", "scales": "a3_cfg"}
 NOT_FOR_A_GAN = "scale", "scales", "sample-steps", "eta"
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CLASS_WORDS = {"mnist": [(word, str(digit)) for digit, word in enumerate(DIGITS)]}
-TRAIN_TEMPLATES = {
-    "mnist": (
-        "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|handwritten digit {}|"
-        "a photo of the number {}|a drawing of a {}|an image of the digit {}|a white {} on black|please draw a {}|"
-        "write the number {}|the numeral {} in handwriting|{}, handwritten"
-    ).split("|")
-}
-HELDOUT_TEMPLATES = {  # never seen in training by any model, tiny CLIP included
-    "mnist": (
-        "show me the figure {}|{} written with a pen|I would like a {} please|someone scribbled {} on paper|"
-        "what does {} look like?|a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
-        "a child's attempt at writing {}|just {} and nothing else|chalk on a blackboard: {}|could you sketch {} for me"
-    ).split("|")
-}
+TRAIN_TEMPLATES, HELDOUT_TEMPLATES = {}, {}  # the latter are never trained on by any model, tiny CLIP included
+TRAIN_TEMPLATES["mnist"] = (
+    "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|handwritten digit {}|"
+    "a photo of the number {}|a drawing of a {}|an image of the digit {}|a white {} on black|please draw a {}|"
+    "write the number {}|the numeral {} in handwriting|{}, handwritten"
+).split("|")
+HELDOUT_TEMPLATES["mnist"] = (
+    "show me the figure {}|{} written with a pen|I would like a {} please|someone scribbled {} on paper|"
+    "what does {} look like?|a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
+    "a child's attempt at writing {}|just {} and nothing else|chalk on a blackboard: {}|could you sketch {} for me"
+).split("|")
 UNREADABLE = RuntimeError, pickle.PickleError, LookupError, AttributeError, TypeError, ValueError, EOFError, OSError
 
 
@@ -52,11 +49,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
 
 
+def meaningless(script: str, flag: str) -> bool:
+    return flag in NOT_FOR_A_GAN if script == "cgan" else script < FIRST_WITH.get(flag, "")  # names sort as the ladder
+
+
 class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         return super().parse_args([] if args is None and "kernel_launcher" in sys.argv[0] else args, namespace)
 
     def error(self, message):
+        for flag in re.findall(r"^unrecognized arguments: --([\w-]+)", message):
+            if meaningless(self.prog[:-3], flag):
+                message = f"--{flag} means nothing to {self.prog}; {FIRST_WITH.get(flag, 'a0_uncond')}.py has it"
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
@@ -71,15 +75,6 @@ def number(kind, low, high, many=False):
 
     parse.__name__ = f"{'whole ' if kind is int else ''}number from {low} to {high}"
     return parse
-
-
-def meaningless(script: str, flag: str) -> bool:
-    return flag in NOT_FOR_A_GAN if script == "cgan" else script < FIRST_WITH.get(flag, "")  # names sort as the ladder
-
-
-def refuse(script: str, flag: str, _value: str):
-    first = FIRST_WITH.get(flag, "a0_uncond")
-    raise argparse.ArgumentTypeError(f"it means nothing to {script}.py; {first}.py is the first that has it")
 
 
 def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults) -> argparse.Namespace:
@@ -105,9 +100,9 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults)
         ("n", number(int, 1, 10000), None, "with --prompt: how many images (default 16)"),
         ("scale", number(float, 0, 100), None, "with --prompt: guidance scale, 1 is none (default 2)"),
     ]:  # fmt: skip
-        if meaningless(script, flag):
-            kind, default, text = partial(refuse, script, flag), None, argparse.SUPPRESS
-        parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
+        parser.set_defaults(**{flag.replace("-", "_"): default})
+        if not meaningless(script, flag):
+            parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv, argparse.Namespace(script=script))
     if args.prompt is None and (args.n, args.scale) != (None, None):
@@ -146,16 +141,27 @@ def reachable(url: str, seconds: float = 5.0) -> bool:
 
     def ask():
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-        except urllib.error.HTTPError:
-            pass  # an answer all the same
-        except Exception:  # whatever went wrong, nobody answered
-            return
-        answers.append(True)
+            answers.append(urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close())
+        except Exception as error:  # an error's number is an answer all the same
+            answers.extend([error] if isinstance(error, urllib.error.HTTPError) else [])
 
     (thread := threading.Thread(target=ask, daemon=True)).start()
     thread.join(seconds + 1)
     return bool(answers)
+
+
+def fetch(url: str, path: Path, sha256: str) -> None:
+    """Download to path what is not there yet, its SHA-256 (or the beginning of it) checked. UserError if that fails."""
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        return
+    if not reachable(url):
+        raise UserError(f"{path} is missing or damaged and {url.split('/')[2]} does not answer")
+    socket.setdefaulttimeout(15)  # a download that stalls for longer is given up
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
+    except Exception as error:  # of many kinds
+        raise UserError(f"{path} is missing or damaged and its host sends no such file ({one_line(error)})") from None
 
 
 def load_dataset(name: str, root: Path, split: str = "train"):
@@ -185,9 +191,7 @@ def load_mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]
                 print(f"MNIST: damaged {split} files in {raw} ({one_line(error)}); fetching again", file=sys.stderr)
                 for path in raw.glob("train-*-ubyte" if split == "train" else "t10k-*-ubyte"):
                     path.replace(path.with_name(f"{path.name}.damaged"))
-    print(
-        f"MNIST: {why}; using the 5,000 embedded ones. For all 70,000 put the four .gz files in {raw}", file=sys.stderr
-    )
+    print(f"MNIST: {why}; using the 5,000 embedded. For all 70,000 put the four .gz files in {raw}", file=sys.stderr)
     return *embedded_mnist(split), "embedded"
 
 
@@ -253,7 +257,7 @@ class Run:
     def __init__(self, args: argparse.Namespace):
         self.args, self.folder = args, args.out / args.dataset / args.script
         self.last, self.images, self.metrics = (self.folder / x for x in ("checkpoints/last.pt", "images", "metrics"))
-        self.config, self.step, self.losses = {}, 0, []
+        self.config, self.step, self.losses = {}, 0, []  # losses: since the last line of loss.csv, name -> tensor each
         self.encoder = argparse.Namespace(name=None, crc32=None)  # a script that reads text puts its own here
         if self.last.exists() and not args.fresh:
             try:
@@ -310,10 +314,6 @@ class Run:
         self.config = json.loads(text)  # plain types, as the checkpoint wants them
         save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
 
-    def log(self, **losses: torch.Tensor) -> None:
-        """The losses of one step; loss.csv gets their mean over some steps."""
-        self.losses.append({name: loss.detach() for name, loss in losses.items()})
-
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0; in between write loss.csv and the modules' checkpoint."""
         args, batch = self.args, self.args.batch_size
@@ -336,9 +336,8 @@ class Run:
             for name, mean in losses.items():
                 if not math.isfinite(float(mean)):
                     raise UserError(f"{name} is {mean} at step {self.step}; try --fresh with --lr {args.lr / 3:g}")
-            images = len(self.losses) * batch
-            speed = f"{images / (time.perf_counter() - start):.4g}"
-            rows.append({"step": self.step, **losses, "images_per_second": speed})
+            images, seconds = len(self.losses) * batch, time.perf_counter() - start
+            rows.append({"step": self.step, **losses, "images_per_second": f"{images / seconds:.4g}"})
             bar.set_postfix(losses, refresh=False)
             bar.update(images)
             if time.perf_counter() - saved > self.SAVE_EVERY or self.step == args.train_steps:

@@ -10,7 +10,6 @@ import math
 import re
 import sys
 import textwrap
-import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 import common
+import evaluate
 import tiny_clip
 
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
@@ -67,61 +67,11 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> None:
     common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
-def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """images (n, 1, H, W) in [-1, 1] -> uint8 (n, H, W)."""
-    return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory used so far, in MB: the GPU's, else this process's (nan where the system does not tell)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[str], torch.Tensor]:
-    """n prompts round the classes and their phrasings -> prompts, labels int64 (n,); without templates "" and -1."""
-    if not templates:
-        return [""] * n, torch.full((n,), -1)
-    texts = common.phrasings(dataset, templates)
-    labels = torch.arange(n) % len(texts)
-    return [texts[y][i // len(texts) % len(texts[y])] for i, y in enumerate(labels.tolist())], labels
-
-
-def draw_all(run: common.Run, draw, prompts: list[str], scale: float, what: str) -> np.ndarray:
-    """-> uint8 (n, 28, 28). The noise depends on --seed alone, so it is the same at every scale."""
-    generator, parts = torch.Generator().manual_seed(run.args.seed), []
-    with common.Progress(desc=what, total=len(prompts), **common.Progress.STYLE) as bar:
-        for i in range(0, len(prompts), 100):
-            parts.append(to_pixels(draw(prompts[i : i + 100], scale, generator)))
-            bar.update(len(parts[-1]))
-    return np.concatenate(parts)
-
-
-def heldout_scale(run: common.Run) -> float:
-    """The guidance scale of held-out samples and of pictures of prompts."""
-    return 1.0 if common.meaningless(run.args.script, "scale") else 2.0
-
-
-def sample_files(run: common.Run) -> dict[Path, tuple]:
-    """Each sample file of a run -> its templates (none for a script without text), guidance scale, number of images."""
-    args, w = run.args, heldout_scale(run)
-    trained, heldout = common.TRAIN_TEMPLATES[args.dataset], common.HELDOUT_TEMPLATES[args.dataset]
-    if common.meaningless(args.script, "prompt"):
-        return {run.images / "samples_w1.0.npz": ([], 1.0, args.samples)}
-    files = {run.images / f"samples_w{w}.npz": (trained, w, args.samples) for w in args.scales}
-    return files | {run.images / f"samples_heldout_w{w}.npz": (heldout, w, min(500, args.samples))}
-
-
 def complete(run: common.Run) -> bool:
     """Whether all of the run is on disk; if so, says it."""
     names = "images/samples.png images/denoising.png plots/loss.png metrics/performance.csv".split()
     names += [] if common.meaningless(run.args.script, "prompt") else ["images/prompts.png"]
-    outputs = [*sample_files(run), *(run.folder / name for name in names)]
+    outputs = [*evaluate.sample_files(run), *(run.folder / name for name in names)]
     done = run.step == run.args.train_steps and run.drawn_alike() and all(path.exists() for path in outputs)
     if done:
         print(f"{run.folder} is complete; --fresh starts over", file=sys.stderr)
@@ -137,38 +87,8 @@ def save_outputs(run: common.Run, draw) -> None:
         save_prompt_picture(run, draw)
     else:
         run.begin()
-        save_samples(run, draw)
+        evaluate.save_samples(run, draw)
         save_run_pictures(run, draw)
-
-
-def save_samples(run: common.Run, draw) -> None:
-    """Write those sample files that are not there yet, and what they cost into performance.csv."""
-    args, table = run.args, run.metrics / "performance.csv"
-    log = common.read_csv(run.metrics / "loss.csv")
-    steps = np.diff([0] + [int(row["step"]) for row in log])
-    seconds = sum(n * args.batch_size / float(row["images_per_second"]) for n, row in zip(steps, log)) or math.nan
-    rows = {row["scale"]: row for row in common.read_csv(table)}
-    for path, (templates, scale, n) in sample_files(run).items():
-        heldout = "heldout" in path.name
-        if path.exists() and (heldout or str(scale) in rows):
-            continue
-        (prompts, labels), start = balanced_prompts(args.dataset, templates, n), time.perf_counter()
-        pixels = draw_all(run, draw, prompts, scale, f"samples at scale {scale:g}")
-        speed = n / (time.perf_counter() - start)
-        if not heldout:
-            rows[str(scale)] = {
-                "parameters": run.config["parameters"],
-                "train_seconds": round(seconds, 1),
-                "train_images_per_second": round(args.train_steps * args.batch_size / seconds, 1),
-                "scale": scale,
-                "sample_images_per_second": round(speed, 1),
-                "sample_steps": args.sample_steps,
-                "peak_memory_mb": round(peak_memory_mb(args.device)),
-                "device": args.device,
-            }
-            common.save_csv(table, list(rows.values()))
-        arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
-        common.save_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
 
 
 def save_prompt_picture(run: common.Run, draw) -> None:
@@ -179,14 +99,14 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
-    pixels = draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
+    pixels = evaluate.draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
     save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})", inches=0.6)
     print(path)
 
 
 def save_run_pictures(run: common.Run, draw) -> None:
     """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
-    dataset, scale = run.args.dataset, heldout_scale(run)
+    dataset, scale = run.args.dataset, evaluate.heldout_scale(run)
     names, title = [words[0] for words in common.CLASS_WORDS[dataset]], f"guidance scale {scale:g}"
     templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
     pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
@@ -195,13 +115,13 @@ def save_run_pictures(run: common.Run, draw) -> None:
     if common.meaningless(run.args.script, "prompt"):
         prompts = names = [""] * len(names)
     else:
-        pixels = draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
+        pixels = evaluate.draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
         save_grid(run.images / "prompts.png", pixels, 8, f"{title}; * = a phrasing never trained on", captions=captions)
 
     film = []
     draw(prompts[:6], scale, torch.Generator().manual_seed(run.args.seed), film)
     frames = [film[i] for i in np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)]
-    strip = [to_pixels(images)[row] for row in range(6) for _, images in frames]
+    strip = [evaluate.to_pixels(images)[row] for row in range(6) for _, images in frames]
     what = (
         "a walk from one z to another"
         if run.args.script == "cgan"

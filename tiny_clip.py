@@ -11,9 +11,7 @@ Result    99.0 % zero-shot on 500 digits never trained on, 240 of 240 held-out p
 """
 
 import argparse
-import hashlib
 import re
-import socket
 import sys
 import time
 import types
@@ -121,17 +119,10 @@ def fetch_clip(name: str) -> Path:
     url = import_clip().clip._MODELS[name]
     sha256, file = url.split("/")[-2:]
     path = Path.home() / ".cache" / "clip" / file
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-        return path
-    hint = f"{name}: {path} is {'damaged' if path.is_file() else 'missing'}"
-    if not common.reachable(url):
-        raise common.UserError(f"{hint} and {url.split('/')[2]} does not answer")
-    socket.setdefaulttimeout(15)  # a download that stalls for longer is given up
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
-    except Exception as error:
-        raise common.UserError(f"{hint} and cannot be fetched ({common.one_line(error)})") from None
+        common.fetch(url, path, sha256)
+    except common.UserError as error:
+        raise common.UserError(f"{name}: {error}") from None
     return path
 
 

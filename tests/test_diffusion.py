@@ -1,19 +1,25 @@
 """The mathematics: schedule, loss, sampler, guidance."""
 
+import argparse
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import a0_uncond
+import a1_cond
+import a2_clip
+import a3_cfg
 import a4_full
 import common
 
 
-def random_model(seed=0):
+def random_model(script=a4_full, seed=0):
     """A network none of whose layers is still zero, so that every input can reach the output."""
     torch.manual_seed(seed)
-    model = a4_full.UNet(text_dim=8)
+    model = script.UNet(text_dim=8)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -24,13 +30,29 @@ def unit(n, dim=8, seed=1):
     return torch.nn.functional.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
+class FakeRun:
+    """As much of common.Run as a training loop needs: random images of two classes, an encoder of 8 entries."""
+
+    def __init__(self, steps, batch_size=64):
+        self.n, self.losses = steps, []
+        self.args = argparse.Namespace(dataset="mnist", device="cpu", lr=1e-3, batch_size=batch_size, train_steps=steps)
+        self.encoder = argparse.Namespace(dim=8, encode_text=lambda texts: unit(len(texts)))
+
+    def load_data(self):
+        return torch.rand(100, 1, 28, 28) * 2 - 1, torch.arange(100) % 2
+
+    def steps(self, **modules):
+        self.modules = modules
+        yield from range(self.n)
+
+
 class IdealDenoiser:
     """The exact v for a data set of one image, called like the network."""
 
     def __init__(self, image):
         self.image = image
 
-    def __call__(self, x_t, t, text, drop):
+    def __call__(self, x_t, t):
         a = common.cosine_alphas_bar()[t].view(-1, 1, 1, 1)
         eps = (x_t - a.sqrt() * self.image) / (1 - a).sqrt()
         return a.sqrt() * eps - (1 - a).sqrt() * self.image
@@ -51,37 +73,35 @@ def test_loss_is_zero_for_the_ideal_denoiser_and_draws_every_t():
     image = torch.rand(1, 1, 28, 28) * 2 - 1
     seen = []
 
-    def model(x_t, t, text, drop):
-        seen.append((t, drop))
-        return IdealDenoiser(image)(x_t, t, text, drop)
+    def model(x_t, t):
+        seen.append(t)
+        return IdealDenoiser(image)(x_t, t)
 
     for _ in range(60):
-        loss = a4_full.diffusion_loss(model, image.repeat(64, 1, 1, 1), unit(64), common.cosine_alphas_bar())
+        loss = a4_full.diffusion_loss(model, image.repeat(64, 1, 1, 1), common.cosine_alphas_bar())
         assert loss < 1e-4
-    t, drop = (torch.cat(parts) for parts in zip(*seen))
+    t = torch.cat(seen)
     assert t.min() >= 1 and t.max() <= common.T and len(t.unique()) > 900
-    assert 0.07 < drop.float().mean() < 0.13  # p_uncond = 0.1
 
 
 @pytest.mark.parametrize(("draw", "expected"), [(0.0, common.T), (1.0, 1)])
 def test_t_runs_from_1_to_T(monkeypatch, draw, expected):
     seen = []
 
-    def model(x_t, t, text, drop):
+    def model(x_t, t):
         seen.append(t.item())
         return x_t
 
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, draw))
-    a4_full.diffusion_loss(model, torch.zeros(1, 1, 28, 28), unit(1), common.cosine_alphas_bar())
+    a4_full.diffusion_loss(model, torch.zeros(1, 1, 28, 28), common.cosine_alphas_bar())
     assert seen == [expected]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 20])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_every_sampler_returns_the_only_image_there_is(steps, eta, scale):
+def test_every_sampler_returns_the_only_image_there_is(steps, eta):
     image = torch.rand(1, 1, 28, 28) * 1.8 - 0.9
-    x = a4_full.sample(IdealDenoiser(image), unit(2), scale, steps, eta, torch.Generator().manual_seed(0))
+    x = a4_full.sample(IdealDenoiser(image), torch.randn(2, 1, 28, 28), steps, eta, torch.Generator().manual_seed(0))
     assert x.shape == (2, 1, 28, 28)
     assert (x - image).abs().max() < 1e-3
 
@@ -92,7 +112,8 @@ def test_eta_1_over_all_steps_is_the_ddpm_posterior(monkeypatch):
     image, t = torch.rand(1, 1, 28, 28) * 1.8 - 0.9, 700
     film = []
     generator = torch.Generator().manual_seed(0)
-    a4_full.sample(IdealDenoiser(image), unit(1), 1.0, common.T, 1.0, generator, film)
+    x_T = torch.randn(1, 1, 28, 28, generator=generator)
+    a4_full.sample(IdealDenoiser(image), x_T, common.T, 1.0, generator, film)
     assert [step for step, _ in film] == list(range(common.T, -1, -1))
     x_t, x_next = dict(film)[t].double(), dict(film)[t - 1].double()
     a, a_next = alphas_bar[t], alphas_bar[t - 1]
@@ -106,23 +127,24 @@ def test_eta_1_over_all_steps_is_the_ddpm_posterior(monkeypatch):
 
 
 def test_no_noise_is_added_in_the_last_step():
-    model, text = random_model(), unit(2)
-    film = []
-    a4_full.sample(model, text, 1.0, 4, 1.0, torch.Generator().manual_seed(0), film)
+    model, film = partial(random_model(), text=unit(2)), []
+    a4_full.sample(model, torch.randn(2, 1, 28, 28), 4, 1.0, torch.Generator().manual_seed(0), film)
     t, x_t = film[-2]
     a = common.cosine_alphas_bar()[t]
     with torch.no_grad():
-        v = model(x_t, torch.full((2,), t), text, torch.zeros(2, dtype=torch.bool))
+        v = model(x_t, torch.full((2,), t))
     x0_hat = (a.sqrt() * x_t - (1 - a).sqrt() * v).clamp(-1, 1)
     assert film[-1][0] == 0 and (film[-1][1] - x0_hat).abs().max() < 1e-6
 
 
-def test_scale_1_is_conditional_0_unconditional_and_2_extrapolates():
-    model, text, x_t, t = random_model(), unit(4), torch.randn(4, 1, 28, 28), torch.tensor([1, 300, 700, 1000])
-    keep = torch.zeros(4, dtype=torch.bool)
+@pytest.mark.parametrize("script", [a3_cfg, a4_full])
+def test_scale_1_is_conditional_0_unconditional_and_2_extrapolates(script):
+    model, text, x_t, t = random_model(script), unit(4), torch.randn(4, 1, 28, 28), torch.tensor([1, 300, 700, 1000])
     with torch.no_grad():
-        cond, uncond = model(x_t, t, text, keep), model(x_t, t, text, ~keep)
-        guided = {w: a4_full.guided_v(model, x_t, t, text, w) for w in (0.0, 1.0, 2.0)}
+        cond, uncond = model(x_t, t, text), model(x_t, t, model.null.repeat(4, 1))
+        guided = {w: script.guided_v(x_t, t, model, text, w) for w in (0.0, 1.0, 2.0)}
+        other = script.guided_v(x_t, t, model, unit(4, seed=2), 0.0)
+    assert (other - uncond).abs().max() < 1e-5, "scale 0 ignores the text"
     assert (cond - uncond).abs().max() > 1e-3
     for scale, expected in ((0.0, uncond), (1.0, cond), (2.0, 2 * cond - uncond)):
         assert (guided[scale] - expected).abs().max() < 1e-5
@@ -140,22 +162,67 @@ def test_guiding_v_is_guiding_eps():
 def test_scale_1_costs_one_forward_pass():
     calls = []
 
-    def model(x_t, t, text, drop):
-        calls.append(len(x_t))
-        return torch.zeros_like(x_t)
+    class Model:
+        null = torch.zeros(8)
 
-    a4_full.sample(model, unit(3), 1.0, 5, 0.0, torch.Generator())
-    assert calls == [3] * 5
+        def __call__(self, x_t, t, text):
+            calls.append(len(x_t))
+            return torch.zeros_like(x_t)
+
+    for scale in (1.0, 2.0):
+        v = partial(a4_full.guided_v, model=Model(), text=unit(3), scale=scale)
+        a4_full.sample(v, torch.zeros(3, 1, 28, 28), 2, 0.0, torch.Generator())
+    assert calls == [3, 3, 6, 6]
 
 
-def test_the_null_condition_ignores_the_text_and_the_output_depends_on_t_and_text():
-    model, x_t, t = random_model(), torch.randn(2, 1, 28, 28), torch.tensor([500, 500])
-    keep = torch.zeros(2, dtype=torch.bool)
+@pytest.mark.parametrize("script", [a1_cond, a2_clip, a3_cfg, a4_full])
+def test_the_output_depends_on_t_and_on_the_text(script):
+    model, x_t, t = random_model(script), torch.randn(2, 1, 28, 28), torch.tensor([500, 500])
     with torch.no_grad():
         one, other = unit(2, seed=1), unit(2, seed=2)
-        assert (model(x_t, t, one, ~keep) - model(x_t, t, other, ~keep)).abs().max() == 0
-        assert (model(x_t, t, one, keep) - model(x_t, t, other, keep)).abs().max() > 1e-3
-        assert (model(x_t, t, one, keep) - model(x_t, t - 100, one, keep)).abs().max() > 1e-3
+        assert (model(x_t, t, one) - model(x_t, t, other)).abs().max() > 1e-3
+        assert (model(x_t, t, one) - model(x_t, t - 100, one)).abs().max() > 1e-3
+
+
+def test_the_unconditional_network_depends_on_t():
+    torch.manual_seed(0)
+    model, x_t, t = a0_uncond.UNet(), torch.randn(2, 1, 28, 28), torch.tensor([500, 500])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        assert (model(x_t, t) - model(x_t, t - 100)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("script", [a3_cfg, a4_full])
+def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatch):
+    """Through the real training loop, looked at where the loss sees the texts."""
+    seen, run = [], FakeRun(steps=40)
+    model = script.UNet(text_dim=8)
+
+    def loss(model_of_text, x_0, alphas_bar):
+        text = model_of_text.keywords["text"]
+        seen.append((text == model.null).all(1))
+        return sum(p.sum() for p in model.parameters()) + text.sum()
+
+    monkeypatch.setattr(script, "diffusion_loss", loss)
+    torch.manual_seed(0)
+    script.train(run, model, script.UNet(text_dim=8))
+    dropped = torch.cat(seen)
+    assert len(dropped) == 40 * 64 and 0.08 < dropped.float().mean() < 0.12
+    assert model.null.grad.abs().sum() > 0, "the null vector learns"
+
+
+def test_the_bag_of_words():
+    encoder = a1_cond.BagOfWords(torch.device("cpu"))
+    seven, same, many, unknown, other, none = encoder.encode_text(
+        ["the number seven", "Seven, the NUMBER!", "the the the", "the number seven zzyzx qux", "the number two", "?!"]
+    )
+    assert encoder.encode_text(["a", "b"]).shape == (2, encoder.dim)
+    assert (seven - same).abs().max() < 1e-6, "neither order nor case nor punctuation counts"
+    assert all(abs(v.norm() - 1) < 1e-5 for v in (seven, many, unknown, other)) and none.norm() == 0
+    assert seven @ unknown > 0.7, "unknown words turn the vector only a little"
+    assert seven @ unknown > seven @ other > many @ seven > 0.4
+    assert (seven - a1_cond.BagOfWords(torch.device("cpu")).encode_text(["the number seven"])[0]).abs().max() == 0
 
 
 def test_attention_reaches_every_position():

@@ -18,6 +18,15 @@ import a4_full
 import common
 
 TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3 --scales 1,2"
+LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
+OTHER = "--train-steps 40 --batch-size 16 --samples 30"
+OTHERS = {  # script: its other flags at tiny size
+    "a0_uncond": "--sample-steps 3",
+    "a1_cond": "--sample-steps 3",
+    "a2_clip": "--sample-steps 3 --clip tiny",
+    "a3_cfg": "--sample-steps 3 --clip tiny --scales 1,2",
+    "cgan": "--clip tiny",
+}
 SAMPLES = "samples_w1.0.npz", "samples_w2.0.npz", "samples_heldout_w2.0.npz"
 
 
@@ -34,8 +43,8 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
 
 
-def run_folder(folder):
-    return folder / "results" / "mnist" / "a4_full"
+def run_folder(folder, script="a4_full"):
+    return folder / "results" / "mnist" / script
 
 
 def contents(folder):
@@ -87,6 +96,98 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
 
 
+@pytest.fixture(scope="module")
+def others(cli, tmp_path_factory):
+    """One folder with a finished run of each of the other scripts, at tiny size."""
+    folder = tmp_path_factory.mktemp("others")
+    for script, flags in OTHERS.items():
+        cli(f"{script}.py {OTHER} {flags}", folder)
+    return folder
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_every_script_leaves_the_files_of_the_design(others, script):
+    run, guided, text = run_folder(others, script), script == "a3_cfg", script != "a0_uncond"
+    expected = {"config.json", "checkpoints/last.pt", "images/samples_w1.0.npz", "images/samples.png"}
+    expected |= {"images/denoising.png", "plots/loss.png", "metrics/loss.csv", "metrics/performance.csv"}
+    expected |= {"images/prompts.png", f"images/samples_heldout_w{1.0 + guided}.npz"} if text else set()
+    expected |= {"images/samples_w2.0.npz"} if guided else set()
+    assert {str(path.relative_to(run)) for path in contents(run)} == expected
+
+    config = json.loads((run / "config.json").read_text())
+    encoder = {"a0_uncond": None, "a1_cond": "bag of words"}.get(script, "tiny")
+    assert (config["script"], config["text_encoder"], config["train_steps"]) == (script, encoder, 40)
+    for path in run.glob("images/*.npz"):
+        with np.load(path) as file:
+            assert file["images"].shape == (30, 28, 28) and file["images"].std() > 5
+            if text:
+                assert np.bincount(file["labels"]).tolist() == [3] * 10 and all(file["prompts"] != "")
+                heldout = common.phrasings("mnist", common.HELDOUT_TEMPLATES["mnist"])
+                assert (str(file["prompts"][12]) in heldout[2]) == ("heldout" in path.name)
+            else:
+                assert (file["labels"] == -1).all() and (file["prompts"] == "").all()
+    for path in run.rglob("*.png"):
+        assert imread(path).std() > 0.02, path.name
+    losses = ["generator_loss", "discriminator_loss"] if script == "cgan" else ["loss"]
+    log = rows(run / "metrics" / "loss.csv")
+    assert list(log[0]) == ["step", *losses, "images_per_second"] and [row["step"] for row in log] == ["20", "40"]
+    table = rows(run / "metrics" / "performance.csv")
+    assert [row["scale"] for row in table] == (["1.0", "2.0"] if guided else ["1.0"])
+    assert {row["sample_steps"] for row in table} == {"1" if script == "cgan" else "3"}
+    assert int(table[0]["parameters"]) == config["parameters"] > 100_000
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_every_script_says_when_it_is_complete(others, cli, script):
+    before = contents(others)
+    done = cli(f"{script}.py {OTHER} {OTHERS[script]}", others)
+    assert "complete" in done.stderr and contents(others) == before
+
+
+@pytest.mark.parametrize("script", [script for script in OTHERS if script != "a0_uncond"])
+def test_every_script_that_reads_text_draws_a_prompt(others, cli, tmp_path, script):
+    copy = shutil.copytree(others, tmp_path / "copy")
+    flags = "" if script == "cgan" else " --sample-steps 2"
+    done = cli(f"{script}.py --prompt seven --n 4{flags}", copy)
+    assert imread(copy / done.stdout.strip()).std() > 0.05
+
+
+def test_the_ladder_shares_its_budget(others, finished):
+    """Same steps, batch, rate, seed and data by default; the networks differ by what the rung adds."""
+    defaults = [common.parse_args(script, "", []) for script in LADDER]
+    for name in ("train_steps", "batch_size", "lr", "seed", "sample_steps", "eta", "samples"):
+        assert len({getattr(args, name) for args in defaults}) == 1, name
+    sizes = [json.loads((run_folder(others, s) / "config.json").read_text())["parameters"] for s in LADDER[2:4]]
+    sizes.append(json.loads((run_folder(finished) / "config.json").read_text())["parameters"])
+    assert sizes[1] - sizes[0] == 64, "a3 adds the null text to a2"
+    assert sizes[2] - sizes[1] == sum(p.numel() for p in a4_full.Attention(a4_full.WIDTHS[1]).parameters())
+
+
+REFUSED = {
+    "a0_uncond": "prompt n clip scale scales",
+    "a1_cond": "clip scale scales",
+    "a2_clip": "scale scales",
+    "a3_cfg": "",
+    "a4_full": "",
+    "cgan": "scale scales sample-steps eta",
+}
+
+
+@pytest.mark.parametrize("script", REFUSED)
+def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(cli, tmp_path, script):
+    text = cli(f"{script}.py --help", tmp_path).stdout
+    flags = "dataset train-steps batch-size lr seed device clip sample-steps eta samples data-dir out fresh scales"
+    for flag in f"{flags} prompt n scale".split():
+        refused = flag in REFUSED[script].split()
+        assert (f"--{flag} " in text) != refused, flag
+        if refused:
+            with pytest.raises(common.UserError, match=f"--{flag} means nothing to {script}.py; a._"):
+                common.parse_args(script, "", [f"--{flag}", "2"])
+    done = cli(f"{script}.py --prompt seven --scale 3", tmp_path, check=2)
+    wanted = "nothing trained" if script in ("a3_cfg", "a4_full") else "means nothing"
+    assert len(done.stderr.splitlines()) == 1 and wanted in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_scales_share_their_noise(finished):
     """The prompts are the same at every scale, and guided and plain images of one noise resemble each other."""
     files = [np.load(run_folder(finished) / "images" / name) for name in SAMPLES[:2]]
@@ -126,10 +227,14 @@ def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, cli):
     assert (run / "checkpoints/last.pt").read_bytes() == checkpoint
 
 
-def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(finished, tmp_path, offline_env):
+@pytest.mark.parametrize("script", ["a4_full", "cgan"])
+def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
+    finished, others, tmp_path, offline_env, script
+):
     """Kill a run after its first checkpoint, go on, and get the curve and the images of the run nobody killed."""
-    code = "import sys, common, a4_full; common.Run.SAVE_EVERY = 0; a4_full.main(sys.argv[1:])"
-    flags, run = TINY.split()[1:], run_folder(tmp_path)
+    code = f"import sys, common, {script}; common.Run.SAVE_EVERY = 0; {script}.main(sys.argv[1:])"
+    flags = TINY.split()[1:] if script == "a4_full" else f"{OTHER} {OTHERS[script]}".split()
+    run, whole = run_folder(tmp_path, script), run_folder(finished if script == "a4_full" else others, script)
     env = offline_env | {"PYTHONPATH": str(common.ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     while not (run / "checkpoints" / "last.pt").exists() and process.poll() is None:
@@ -137,12 +242,12 @@ def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(finished
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     step = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
-    assert 0 < step < 60
+    assert 0 < step < (60 if script == "a4_full" else 40)
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and f"from step {step}" in done.stderr
-    for name in SAMPLES:
-        assert (run / "images" / name).read_bytes() == (run_folder(finished) / "images" / name).read_bytes()
-    curves = [[(r["step"], r["loss"]) for r in rows(f / "metrics/loss.csv")] for f in (run, run_folder(finished))]
+    for path in (whole / "images").glob("*.npz"):
+        assert (run / "images" / path.name).read_bytes() == path.read_bytes()
+    curves = [[list(r.values())[:-1] for r in rows(folder / "metrics/loss.csv")] for folder in (run, whole)]
     assert curves[0] == curves[1]
 
 
@@ -325,7 +430,9 @@ def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
 
 
 def test_importing_does_nothing(tmp_path, offline_env):
-    code = "import a4_full, compare, tiny_clip, os; assert not os.listdir('.')"
+    code = (
+        "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, tiny_clip, os; assert not os.listdir('.')"
+    )
     env = offline_env | {"PYTHONPATH": str(common.ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """CGAN: the other family. A generator and a discriminator read the same text as A2's network and train each other.
 
 Idea      No noise to undo: one network draws in a single step, another learns to tell its images from real ones.
-Changed   Against a2_clip.py: two networks, their losses, sampling in one step; text, data, EMA and the rest are the same.
+Changed   Against a2_clip.py: two networks, their losses, sampling in one step; text, data and EMA are the same.
 Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014), relativistic pairs (Jolicoeur-Martineau
           2019) with gradient penalties on real and drawn images (Mescheder et al. 2018; together: R3GAN, Huang et al.
           2024), projection discriminator (Miyato & Koyama 2018).
@@ -21,12 +21,12 @@ import common
 import compare
 import tiny_clip
 
-WIDTHS = 48, 96  # channels at 14 x 14 and at 7 x 7
+WIDTHS = 32, 64  # channels at 14 x 14 and at 7 x 7; narrower than the ladder's, for a GAN needs many steps
 PATCH = 2  # a 28 x 28 image leaves as 14 x 14 patches of 4 pixels: 4 times fewer positions to compute
 Z = 64  # entries of the noise vector z
 GAMMA = 1.0  # weight of the gradient penalties
 EMA_DECAY = 0.999
-DEFAULTS = {"train_steps": 9000, "batch_size": 32, "lr": 1e-3, "sample_steps": 1, "eta": 0.0}
+DEFAULTS = {"train_steps": 8000, "lr": 3e-4, "sample_steps": 1, "eta": 0.0}
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,9 +56,8 @@ class Generator(nn.Module):
         super().__init__()
         c1, c2 = WIDTHS
         width = 2 * c2
-        self.noise = nn.Sequential(nn.Linear(Z, width), nn.SiLU(), nn.Linear(width, width))
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.inp = nn.Linear(width, c2 * 7 * 7)
+        self.inp = nn.Linear(Z, c2 * 7 * 7)  # z alone: mixed with the text here, it was ignored, and all sevens alike
         self.middle1 = ResBlock(c2, c2, width)
         self.middle2 = ResBlock(c2, c2, width)
         self.finer = nn.Conv2d(c2, c1, 1)
@@ -67,8 +66,8 @@ class Generator(nn.Module):
 
     def forward(self, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         text = text * text.shape[1] ** 0.5  # entries of about 1, as a network likes them
-        condition = F.silu(self.noise(z) + self.text(text))  # (B, width)
-        h = self.inp(condition).view(len(z), -1, 7, 7)  # (B, c2, 7, 7)
+        condition = F.silu(self.text(text))  # (B, width)
+        h = self.inp(z).view(len(z), -1, 7, 7)  # (B, c2, 7, 7)
         h = self.middle2(self.middle1(h, condition), condition)
         h = F.interpolate(self.finer(h), scale_factor=2)  # (B, c1, 14, 14)
         h = self.out(F.silu(self.norm(self.up1(h, condition))))  # (B, 4, 14, 14)
@@ -148,10 +147,8 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
     texts = common.phrasings(args.dataset, common.TRAIN_TEMPLATES[args.dataset])
     texts = torch.stack([run.encoder.encode_text(group) for group in texts]).to(args.device)  # (C, phrasings, dim)
     discriminator = Discriminator(run.encoder.dim).to(args.device)
-    optimizer_g, optimizer_d = (
-        torch.optim.Adam(network.parameters(), args.lr, betas=(0, 0.99), fused=True)
-        for network in (model, discriminator)
-    )
+    optimizer_g = torch.optim.Adam(model.parameters(), args.lr, betas=(0.0, 0.99), fused=True)  # no momentum: R3GAN
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr, betas=(0.0, 0.99), fused=True)
     modules = {"discriminator": discriminator, "optimizer": optimizer_g, "optimizer_d": optimizer_d}
     for step in run.steps(model=model, ema=ema, **modules):
         for group in optimizer_g.param_groups + optimizer_d.param_groups:  # up in 100 steps, then straight down to 0
@@ -163,10 +160,12 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         optimizer_d.zero_grad()
         loss_d.backward()
         optimizer_d.step()
+        discriminator.requires_grad_(False)  # its turn is over: spare its gradients
         loss_g = generator_loss(discriminator, x, drawn, text)
         optimizer_g.zero_grad()
         loss_g.backward()
         optimizer_g.step()
+        discriminator.requires_grad_(True)
         decay = min(EMA_DECAY, (1 + step) / (10 + step))  # forgets the first steps sooner
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):

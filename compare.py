@@ -158,14 +158,16 @@ def main(argv: list[str] | None = None) -> None:
         except (*common.UNREADABLE, zipfile.BadZipFile) as error:
             raise common.UserError(f"{path} is damaged ({common.one_line(error)}); delete it and run again") from None
         best = (clip.encode_image(torch.from_numpy(pixels)[:, None] / 127.5 - 1) @ classes.T).argmax(1)
-        rows.append(pixels[:20])
-        captions.append(f"{path.parts[-3]} {path.stem.removeprefix('samples_')}")
+        if "heldout" not in path.name:  # the others were all asked for the same
+            rows.append(pixels[:20])
+            captions.append(f"{path.parts[-3]}, scale {path.stem.split('_w')[1]}")
         if labels.min() >= 0:
             share = (best == labels).float().mean()
             print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")
     columns = min(map(len, rows))
     pixels = np.concatenate([row[:columns] for row in rows])
-    save_grid(folder / "compare" / "grid.png", pixels, columns, captions=captions)
+    titles = [common.CLASS_WORDS[args.dataset][i % len(classes)][0] for i in range(columns)]
+    save_grid(folder / "compare" / "grid.png", pixels, columns, titles=titles, captions=captions, inches=0.35)
     models = {path.parts[-3]: path.parents[1] / "metrics" / "loss.csv" for path in files}
     save_loss_plot(folder / "compare" / "loss.png", models)
     print(f"{folder / 'compare'}: grid.png, loss.png")

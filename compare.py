@@ -91,6 +91,11 @@ def save_outputs(run: common.Run, draw) -> None:
         save_run_pictures(run, draw)
 
 
+def with_scale(text: str, script: str, scale: float) -> str:
+    """Pictures name the guidance scale only where there is guidance."""
+    return text if common.meaningless(script, "scale") else f"{text}, guidance scale {scale:g}"
+
+
 def save_prompt_picture(run: common.Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
     args = run.args
@@ -100,44 +105,39 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
     pixels = evaluate.draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
-    save_grid(path, pixels, math.ceil(args.n**0.5), f"{args.prompt} (scale {args.scale:g})", inches=0.6)
+    title = with_scale(args.prompt, args.script, args.scale)
+    save_grid(path, pixels, math.ceil(args.n**0.5), title, inches=0.6)
     print(path)
 
 
 def save_run_pictures(run: common.Run, draw) -> None:
     """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
     dataset, scale = run.args.dataset, evaluate.heldout_scale(run)
-    names, title = [words[0] for words in common.CLASS_WORDS[dataset]], f"guidance scale {scale:g}"
+    script, names = run.args.script, [words[0] for words in common.CLASS_WORDS[dataset]]
     templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
     pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
     picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
     prompts, captions = [prompt for prompt, _ in picked], [prompt + mark for prompt, mark in picked]
-    if common.meaningless(run.args.script, "prompt"):
-        prompts = names = [""] * len(names)
+    columns = len(names)
+    if common.meaningless(script, "prompt"):
+        prompts, names = [""] * 6, ()
     else:
         pixels = evaluate.draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
-        save_grid(run.images / "prompts.png", pixels, 8, f"{title}; * = a phrasing never trained on", captions=captions)
+        title = with_scale(script, script, scale) + "; * = a phrasing never trained on"
+        save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
     film = []
     draw(prompts[:6], scale, torch.Generator().manual_seed(run.args.seed), film)
     frames = [film[i] for i in np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)]
     strip = [evaluate.to_pixels(images)[row] for row in range(6) for _, images in frames]
-    what = (
-        "a walk from one z to another"
-        if run.args.script == "cgan"
-        else "x_t, from noise (t = 1000) to the image (t = 0)"
-    )
+    to_image = "x_t, from noise (t = 1000) to the image (t = 0)"
+    what = "a walk from one z to another" if script == "cgan" else to_image
     save_grid(run.images / "denoising.png", strip, len(frames), what, [str(t) for t, _ in frames], prompts[:6])
-    save_loss_plot(run.folder / "plots" / "loss.png", {run.args.script: run.metrics / "loss.csv"})
+    save_loss_plot(run.folder / "plots" / "loss.png", {script: run.metrics / "loss.csv"})
     w = run.args.scales[len(run.args.scales) // 2]
     with np.load(run.images / f"samples_w{w}.npz") as file:
-        save_grid(
-            run.images / "samples.png",
-            file["images"][: 10 * len(names)],
-            len(names),
-            f"{run.args.script}, guidance scale {w:g}",
-            names,
-        )
+        pixels, title = file["images"][: 10 * columns], with_scale(script, script, w)
+    save_grid(run.images / "samples.png", pixels, columns, title, names)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -160,7 +160,8 @@ def main(argv: list[str] | None = None) -> None:
         best = (clip.encode_image(torch.from_numpy(pixels)[:, None] / 127.5 - 1) @ classes.T).argmax(1)
         if "heldout" not in path.name:  # the others were all asked for the same
             rows.append(pixels[:20])
-            captions.append(f"{path.parts[-3]}, scale {path.stem.split('_w')[1]}")
+            model, scale = path.parts[-3], float(path.stem.split("_w")[1])
+            captions.append(with_scale(model, model, scale))
         if labels.min() >= 0:
             share = (best == labels).float().mean()
             print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")

@@ -90,7 +90,7 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults)
         ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
         ("device", str, "auto", "cpu, cuda, cuda:1, mps, or (default) auto: a GPU if CUDA finds one, else cpu"),
         ("clip", str, "auto", "tiny, ViT-B/32 or another of OpenAI's, a file, or (default) auto: ViT-B/32, else tiny"),
-        ("sample-steps", number(int, 1, T), 12, "DDIM steps from noise to image, 1 to 1000 (default 12)"),
+        ("sample-steps", number(int, 1, T), 14, "DDIM steps from noise to image, 1 to 1000 (default 14)"),
         ("eta", number(float, 0, 1), 1.0, "noise put back while sampling: 0 none to 1 as much as DDPM (default 1)"),
         ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
         ("scales", many, [1.0, 2.0, 3.0], "their guidance scales (default 1,2,3)"),

@@ -5,7 +5,8 @@ Changed   The first rung: everything after it is compared with this.
 Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol & Dhariwal 2021), v-prediction (Salimans
           & Ho 2022), adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a0_uncond.py --dataset mnist
-Result    RESULT
+Result    a denoising loss of 0.0933 at the end, where a1_cond.py has 0.0855
+          (mean of the last 300 steps; seed 0, embedded data, two cores of an AMD EPYC)
 """
 
 import copy
@@ -157,7 +158,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, sample and save a run. argv: flags, or the command line's."""
+    """What the command above does. argv: its flags; None for those typed."""
     args = common.parse_args("a0_uncond", __doc__, argv)
     run = common.Run(args)
     if args.prompt is None and compare.complete(run):

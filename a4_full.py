@@ -7,7 +7,9 @@ Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol 
           CLIP (Radford et al. 2021), classifier-free guidance (Ho & Salimans 2022), attention (Vaswani et al. 2017).
 Commands  python a4_full.py --dataset mnist
           python a4_full.py --prompt "a handwritten seven" --scale 3 --n 16
-Result    RESULT
+Result    of 2,000 images at scale 1 / 2 / 3, 94.7 / 99.8 / 99.9 % are the asked digit,
+          and 100.0 % of 500 with phrasings never trained on, at scale 2
+          (read by the embedded CLIP; seed 0, embedded data, two cores of an AMD EPYC)
 """
 
 import copy
@@ -198,7 +200,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, sample and save a run; with --prompt, draw from the trained model. argv: flags, or the command line's."""
+    """What the command above does. argv: its flags; None for those typed."""
     args = common.parse_args("a4_full", __doc__, argv)
     run = common.Run(args)
     if args.prompt is None and compare.complete(run):

@@ -37,7 +37,7 @@ def test_sections_stand_in_one_order(name):
     assert len({line for line in lines if line.startswith("# ──") and len(line) != 120}) == 0
 
 
-@pytest.mark.parametrize(("one", "other"), zip(LADDER, LADDER[1:]))
+@pytest.mark.parametrize(("one", "other"), list(zip(LADDER, LADDER[1:])))
 def test_neighbours_differ_by_little(one, other):
     """As `diff` prints it: every line with < or > counts."""
     texts = [str(common.ROOT / f"{name}.py") for name in (one, other)]
@@ -67,7 +67,7 @@ IDEA = {
 }
 
 
-@pytest.mark.parametrize(("one", "other"), zip(LADDER, LADDER[1:]))
+@pytest.mark.parametrize(("one", "other"), list(zip(LADDER, LADDER[1:])))
 def test_twins_are_equal_as_syntax_trees(one, other):
     old, new = parts(one), parts(other)
     assert {name for name in old.keys() & new.keys() if old[name] != new[name]} == IDEA[other]

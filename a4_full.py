@@ -1,7 +1,7 @@
 """A4, the full model: a sentence, through CLIP, steers a diffusion model with attention and classifier-free guidance.
 
 Idea      Let far-apart strokes agree: at the coarsest resolution every position looks at every other.
-Changed   Against a3_cfg.py: self-attention between the two middle blocks of the network.
+Changed   Against a3_cfg.py: self-attention between the two middle blocks; here it buys nothing that one seed can show.
 Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol & Dhariwal 2021), v-prediction (Salimans
           & Ho 2022), adaptive group norm (Dhariwal & Nichol 2021),
           CLIP (Radford et al. 2021), classifier-free guidance (Ho & Salimans 2022), attention (Vaswani et al. 2017).
@@ -41,7 +41,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # each block starts as the identity
+        nn.init.zeros_(self.conv2.weight)  # each block starts as no more than its skip
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -120,10 +120,14 @@ class TimeEmbedding(nn.Module):
 
 
 def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.Tensor:
-    """The mean squared error of v = model(x_t, t) over a batch of images x_0 (B, 1, 28, 28) in [-1, 1]."""
+    """The mean squared error of v = model(x_t, t) over a batch of images x_0 (B, 1, 28, 28) in [-1, 1].
+
+    v mixes image and noise so that both can be had from it at any t: x_0 = sqrt(a) x_t - sqrt(1 - a) v and
+    eps = sqrt(1 - a) x_t + sqrt(a) v, where a = alphas_bar[t] is the share of x_t's variance that is image.
+    """
     B = len(x_0)
     u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # one in each B-th of [0, 1]
-    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: Esser et al. 2024, mode sampling
+    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: mode sampling, Esser et al. 2024
     t = (u * common.T).ceil().long().clamp(1, common.T)
     a = alphas_bar[t].view(B, 1, 1, 1)
     eps = torch.randn_like(x_0)  # eps ~ N(0, I)
@@ -158,9 +162,9 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generator, film: li
         a, a_next = alphas_bar[t], alphas_bar[t_next]
         v = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
         x0_hat = (a.sqrt() * x_t - (1 - a).sqrt() * v).clamp(-1, 1)  # Salimans & Ho Sec. 4; pixels end at -1 and 1
-        eps = (x_t - a.sqrt() * x0_hat) / (1 - a).sqrt()
+        eps = (x_t - a.sqrt() * x0_hat) / (1 - a).sqrt()  # the noise that would be left if x0_hat were true
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()  # DDIM Eq. 16
-        z = torch.randn(x_t.shape, generator=generator).to(x_t.device)
+        z = torch.randn(x_t.shape, generator=generator).to(x_t.device)  # z ~ N(0, I)
         x_t = a_next.sqrt() * x0_hat + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps + sigma * z  # DDIM Eq. 12
     if film is not None:
         film.append((0, x_t))

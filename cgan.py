@@ -1,7 +1,7 @@
 """CGAN: the other family. A generator and a discriminator read the same text as A2's network and train each other.
 
 Idea      No noise to undo: one network draws in a single step, another learns to tell its images from real ones.
-Changed   Against a2_clip.py: two networks, their losses, sampling in one step; text, data and EMA are the same.
+Changed   Against a2_clip.py: two networks, their losses, their optimisers and width, sampling in one step.
 Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014), relativistic pairs (Jolicoeur-Martineau
           2019) with gradient penalties on real and drawn images (Mescheder et al. 2018; together: R3GAN, Huang et al.
           2024), projection discriminator (Miyato & Koyama 2018).
@@ -22,7 +22,7 @@ import common
 import compare
 import tiny_clip
 
-WIDTHS = 32, 64  # channels at 14 x 14 and at 7 x 7; narrower than the ladder's, for a GAN needs many steps
+WIDTHS = 32, 64  # channels at 14 x 14 and at 7 x 7; narrower than the ladder's: a step costs two networks and R1, R2
 PATCH = 2  # a 28 x 28 image leaves as 14 x 14 patches of 4 pixels: 4 times fewer positions to compute
 Z = 64  # entries of the noise vector z
 GAMMA = 3.0  # weight of the gradient penalties; at 1, long training ended with nearly all twos alike
@@ -41,7 +41,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # each block starts as the identity
+        nn.init.zeros_(self.conv2.weight)  # each block starts as no more than its skip
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -105,20 +105,20 @@ class TextProjection(nn.Module):
 
     def forward(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         text = self.text(text * text.shape[1] ** 0.5)  # (B, width)
-        return self.real(features)[:, 0] + (text * features).mean(1)  # Miyato & Koyama Eq. 3
+        return self.real(features)[:, 0] + (text * features).mean(1)  # Miyato & Koyama 2018, but for scale and bias
 
 
 # ── Loss ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def discriminator_loss(model: Discriminator, x: torch.Tensor, drawn: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Each real image of x (B, 1, 28, 28) shall score above the drawn one of the same text (B, dim), gently."""
+    """Each real image of x (B, 1, 28, 28) shall score above the drawn one of the same text (B, dim)."""
     images = torch.cat([x, drawn.detach()]).requires_grad_()  # (2B, 1, 28, 28)
     scores = model(images, text.repeat(2, 1))
     (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     real, fake = scores.chunk(2)
     penalty = slope.square().sum() / len(x)  # R1 + R2: Mescheder et al. Eq. 9 on real and on drawn images
-    return F.softplus(fake - real).mean() + GAMMA / 2 * penalty  # R3GAN Eq. 2
+    return F.softplus(fake - real).mean() + GAMMA / 2 * penalty  # R3GAN's loss
 
 
 def generator_loss(model: Discriminator, x: torch.Tensor, drawn: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults)
     for flag, kind, default, text in [
         ("train-steps", count, None, f"optimiser steps (default {defaults.get('train_steps', TRAIN_STEPS['mnist'])})"),
         ("batch-size", count, 32, "images per step (default %(default)s)"),
-        ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate of AdamW (default %(default)s)"),
+        ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate (default %(default)s)"),
         ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
         ("device", str, "auto", "cpu, cuda, cuda:1, mps, or (default) auto: a GPU if CUDA finds one, else cpu"),
         ("clip", str, "auto", "tiny, ViT-B/32 or another of OpenAI's, a file, or (default) auto: ViT-B/32, else tiny"),

@@ -100,10 +100,15 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
     args = run.args
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
-    path = run.images / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}.png"
+    path = (
+        run.images
+        / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}_eta{args.eta:g}.png"
+    )
     words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
+    if run.step < run.config["train_steps"]:
+        print(f"note: the model is trained to step {run.step} of {run.config['train_steps']} only", file=sys.stderr)
     pixels = evaluate.draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
     title = with_scale(args.prompt, args.script, args.scale)
     save_grid(path, pixels, math.ceil(args.n**0.5), title, inches=0.6)
@@ -157,11 +162,11 @@ def main(argv: list[str] | None = None) -> None:
                 pixels, labels = file["images"], torch.from_numpy(file["labels"])
         except (*common.UNREADABLE, zipfile.BadZipFile) as error:
             raise common.UserError(f"{path} is damaged ({common.one_line(error)}); delete it and run again") from None
-        best = (clip.encode_image(torch.from_numpy(pixels)[:, None] / 127.5 - 1) @ classes.T).argmax(1)
-        if "heldout" not in path.name:  # the others were all asked for the same
+        best = (clip.encode_image(evaluate.to_images(pixels)) @ classes.T).argmax(1)
+        if "heldout" not in path.name:  # the others were all asked for the same, or for nothing
             rows.append(pixels[:20])
             model, scale = path.parts[-3], float(path.stem.split("_w")[1])
-            captions.append(with_scale(model, model, scale))
+            captions.append(with_scale(model, model, scale) + " (asked for nothing)" * (labels.min() < 0).item())
         if labels.min() >= 0:
             share = (best == labels).float().mean()
             print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")

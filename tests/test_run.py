@@ -266,6 +266,12 @@ def test_a_prompt_gives_a_picture(copy, cli):
     assert "names nothing" in done.stderr and imread(copy / done.stdout.strip()).std() > 0.05
 
 
+def test_a_prompt_to_a_model_half_trained_says_so(copy, cli):
+    last = run_folder(copy) / "checkpoints" / "last.pt"
+    torch.save(torch.load(last, weights_only=True) | {"step": 30}, last)
+    assert "step 30 of 60" in cli("a4_full.py --prompt 7 --n 1 --sample-steps 1", copy).stderr
+
+
 def test_fresh_starts_over_and_keeps_the_earlier_run(copy, cli):
     before = contents(run_folder(copy))
     cli(TINY + " --fresh --seed 1", copy)

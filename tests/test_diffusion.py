@@ -1,6 +1,7 @@
 """The mathematics: schedule, loss, sampler, guidance."""
 
 import argparse
+import copy
 import math
 from functools import partial
 
@@ -210,6 +211,19 @@ def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatc
     dropped = torch.cat(seen)
     assert len(dropped) == 40 * 64 and 0.08 < dropped.float().mean() < 0.12
     assert model.null.grad.abs().sum() > 0, "the null vector learns"
+
+
+@pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full])
+def test_training_moves_every_weight_and_the_mean_follows_but_lags(script):
+    torch.manual_seed(0)
+    run, model = FakeRun(steps=6, batch_size=8), script.UNet(*[8][: script is not a0_uncond])
+    ema, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    script.train(run, model, ema)
+    assert set(run.modules) == {"model", "ema", "optimizer"} and len(run.losses) == 6
+    for name, weight in model.state_dict().items():
+        mean = ema.state_dict()[name]
+        assert (weight - start[name]).abs().max() > 0, name
+        assert (mean - start[name]).abs().max() > 0 and (mean - weight).abs().max() > 0, name
 
 
 def test_the_bag_of_words():

@@ -93,7 +93,8 @@ def test_the_training_loop_moves_both_networks_and_the_mean_lags():
     assert {"model", "ema", "discriminator", "optimizer", "optimizer_d"} == set(run.modules)
     moved = {name for name, p in model.state_dict().items() if (p - start[name]).abs().max() > 0}
     assert moved == set(start)
-    assert all((p - model.state_dict()[name]).abs().max() > 0 for name, p in ema.state_dict().items())
+    for name, mean in ema.state_dict().items():
+        assert (mean - model.state_dict()[name]).abs().max() > 0 and (mean - start[name]).abs().max() > 0, name
     assert len(run.losses) == 5 and set(run.losses[0]) == {"generator_loss", "discriminator_loss"}
     assert not any(loss.requires_grad for losses in run.losses for loss in losses.values())
     assert all(p.requires_grad for p in run.modules["discriminator"].parameters())

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import common
-import compare
+import drawing
 import tiny_clip
 
 WIDTHS = 48, 96  # channels at 14 x 14 and at 7 x 7
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     """What the command above does. argv: its flags; None for those typed."""
     args = common.parse_args("a4_full", __doc__, argv)
     run = common.Run(args)
-    if args.prompt is None and compare.complete(run):
+    if args.prompt is None and drawing.complete(run):
         return
     run.encoder = tiny_clip.load_clip(run.clip, args.device)
     torch.manual_seed(args.seed)
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
         train(run, model, ema)
     else:
         ema.load_state_dict(run.checkpoint["ema"])
-    compare.save_outputs(run, draw)
+    drawing.save_outputs(run, draw)
 
 
 if __name__ == "__main__":

@@ -1,182 +1,270 @@
-"""What a run draws and shows; and all models of a data set side by side, from what their runs saved.
+"""All runs of a data set side by side, from what they saved and evaluate.py measured: figures, tables, a report.
 
 Command   python compare.py --dataset mnist
-Writes    results/mnist/compare/grid.png and loss.png from every model found in results/mnist; prints how many images
-          show what was asked for, as the embedded CLIP reads them
+Writes    results/mnist/compare/report.md and report.html (one file with all pictures in it), beside their figures;
+          results/mnist/cfg_scale/{images,plots,metrics}: what the guidance scale does
+Seeds     of one model become mean ± standard deviation: python a4_full.py --seed 1 --out results/seed1
+Steps     runs of a4 that differ in --sample-steps alone become a curve: copy results/mnist/a4_full to
+          results/steps50/mnist, then python a4_full.py --sample-steps 50 --out results/steps50
 """
 
-import argparse
-import math
-import re
+import base64
+import html
+import os
 import sys
-import textwrap
-import zipfile
-import zlib
 from pathlib import Path
 
+import jinja2
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import common
+import drawing
 import evaluate
-import tiny_clip
 
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
-
-
-def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3) -> None:
-    """pixels: images uint8 (28, 28), row by row. titles stand over the columns, captions left of the rows."""
-    rows, tile = math.ceil(len(pixels) / columns), 30
-    blank = np.full((rows * columns, tile, tile), 255, np.uint8)
-    blank[: len(pixels), 1:-1, 1:-1] = pixels
-    canvas = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2).reshape(rows * tile, columns * tile)
-    width = inches * columns + 0.085 * max(map(len, captions), default=0)
-    lines = textwrap.wrap(title, max(12, int(width / 0.065)))
-    height = inches * rows + 0.12 * len(lines) + 0.18 * bool(titles) + 0.05
-    figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
-    axes = figure.add_axes((1 - inches * columns / width, 0, inches * columns / width, inches * rows / height))
-    axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
-    style = {"fontsize": 7, "parse_math": False}  # a prompt may hold a $, which is no mathematics
-    middle = np.arange(max(rows, columns)) * tile + tile / 2
-    axes.set_xticks(middle[: len(titles)], titles, **style)
-    axes.set_yticks(middle[: len(captions)], captions, **style)
-    axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    figure.suptitle("\n".join(lines), y=1, va="top", **style)
-    common.save_file(
-        path, lambda file: figure.savefig(file, format="png", dpi=200, bbox_inches="tight", pad_inches=0.05)
-    )
+MODELS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
+SAME = "seed", "sample_steps", "train_steps", "batch_size", "lr", "samples", "eta", "image_count", "parameters"
+METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
+    "fid": ("FID", -1, "{:.3g}"),
+    "coverage": ("coverage", 1, "{:.1%}"),
+    "precision": ("precision", 1, "{:.1%}"),
+    "of_real": ("diversity, of real", 1, "{:.0%}"),
+    "clip_similarity": ("CLIP similarity", 1, "{:.3f}"),
+    "accuracy": ("accuracy", 1, "{:.1%}"),
+}
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><style>
+body{font:16px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222} img{max-width:100%}
+table{border-collapse:collapse;font-size:12px} td,th{border:1px solid #ccc;padding:.2rem .4rem} div{overflow-x:auto}
+</style>"""
 
 
-def save_loss_plot(path: Path, curves: dict[str, Path]) -> None:
-    """curves: model -> its loss.csv; the raw curve faint, over it the mean of the last 15 rows."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+# ── What the runs saved ──
+
+
+def load_run(folder: Path) -> dict:
+    """A run's config, and a row for each of its sample files and floors, with speed where there is one."""
+    config, measure = drawing.read_config(folder), f"first: python evaluate.py --dataset {folder.parent.name}"
+    tables = [evaluate.read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
+    samples = [*folder.glob("images/samples_*.npz")]
+    late = max(path.stat().st_mtime for path in samples) > (folder / "metrics" / "fid_scores.csv").stat().st_mtime
+    if late or len({len(table) for table in tables}) > 1:
+        raise common.UserError(f"{folder} was drawn again after it was measured; {measure}")
+    performance = evaluate.read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
+    speed = {row["scale"]: row for row in performance}
+    rows = []
+    for parts in zip(*tables):
+        row = {k: v for part in parts for k, v in part.items()}
+        row = {k.removesuffix(f"_{row['extractor']}"): v for k, v in row.items()}
+        rows.append((speed.get(row["scale"], {}) if row["phrasings"] != "held out" else {}) | row)
+    return {"folder": folder, "script": folder.name, "config": config, "rows": rows}
+
+
+def same(run: dict, other: dict, besides: str = "seed") -> bool:
+    """Whether two runs differ in nothing but this."""
+    return all(run["config"].get(name) == other["config"].get(name) for name in {*SAME} - {besides})
+
+
+def mean_rows(runs: list[dict]) -> dict[tuple, dict]:
+    """(model, phrasings, scale) -> column -> array (seeds,): the same row of every run."""
+    groups = {}
+    for row in (row for run in runs for row in run["rows"] if row["scale"] != ""):
+        group = groups.setdefault((row["model"], row["phrasings"], row["scale"]), {})
+        for name, value in row.items():
+            group.setdefault(name, []).append(value)
+    return groups
+
+
+def write(values: list[float] | None, form: str = "{:.3g}") -> str:
+    """Mean, and with several seeds the standard deviation."""
+    if not values or np.isnan(values).any():
+        return "–"
+    spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    return form.format(np.mean(values)) + spread
+
+
+# ── Figures ──
+
+
+def save(path: Path, figure: Figure) -> Path:
+    common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    return path
+
+
+def save_curves(path: Path, curves: dict[str, list[tuple]], real: dict, xlabel: str, fid: str) -> Path:
+    """curves: model -> (x, its row of mean_rows) each; bars: standard deviation of seeds; dashed: real images."""
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    for axes, (column, (name, _, _)) in zip(figure.subplots(2, 3).flat, METRICS.items()):
+        for (model, points), color, marker in zip(curves.items(), drawing.COLORS, "os^D"):
+            x, values = [x for x, _ in points], [row[column] for _, row in points]
+            spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
+            axes.errorbar(x, [np.mean(v) for v in values], spread, label=model, color=color, marker=marker, capsize=3)
+        axes.axhline(np.mean(real[column]), color="grey", linestyle="--", label="real images")
+        axes.set(xlabel=xlabel, ylabel=fid if column == "fid" else name)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return save(path, figure)
+
+
+def save_speed(path: Path, rows: dict[tuple, dict], real: dict, fid: str) -> Path:
+    """FID against images drawn per second, a point for every model and scale."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    logs = {model: log for model, file in curves.items() if (log := common.read_csv(file))}
-    lines = [(model, name) for model, log in logs.items() for name in log[0] if name.endswith("loss")]
-    for (model, name), color in zip(lines, COLORS * len(lines)):
-        step, loss = np.array([(int(row["step"]), float(row[name])) for row in logs[model]]).T
-        width, label = min(15, len(loss)), model if name == "loss" else f"{model}, {name.replace('_', ' ')}"
-        axes.plot(step, loss, color=color, alpha=0.25)
-        axes.plot(step[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=color, label=label)
-    ylabel = "denoising loss: MSE of v" if all(name == "loss" for _, name in lines) else "loss"
-    axes.set(xlabel="training step", ylabel=ylabel, yscale="log")
+    for model, color, marker in zip(MODELS, drawing.COLORS, "os^Dv*"):
+        points = {key[2]: row for key, row in rows.items() if key[0] == model and "sample_images_per_second" in row}
+        xy = [[np.mean(row[c]) for c in ("sample_images_per_second", "fid")] for row in points.values()]
+        if xy:
+            axes.plot(*np.transpose(xy), marker, color=color, label=model, markersize=8)
+        for scale, point in zip(points if len(points) > 1 else (), xy):
+            axes.annotate(f"{scale:g}", point, (5, 5), textcoords="offset points", fontsize=8)
+    axes.axhline(np.mean(real["fid"]), color="grey", linestyle="--", label="real images")
+    axes.set(xlabel="images drawn per second (numbers: guidance scale)", ylabel=fid, xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    return save(path, figure)
 
 
-def complete(run: common.Run) -> bool:
-    """Whether all of the run is on disk; if so, says it."""
-    names = "images/samples.png images/denoising.png plots/loss.png metrics/performance.csv".split()
-    names += [] if common.meaningless(run.args.script, "prompt") else ["images/prompts.png"]
-    outputs = [*evaluate.sample_files(run), *(run.folder / name for name in names)]
-    done = run.step == run.args.train_steps and run.drawn_alike() and all(path.exists() for path in outputs)
-    if done:
-        print(f"{run.folder} is complete; --fresh starts over", file=sys.stderr)
-    return done
+def save_rows(path: Path, dataset: str, files: dict[str, Path]) -> Path:
+    """The first images of every file, a row each, under a caption; at most 26 columns."""
+    arrays = {caption: drawing.load_samples(file) for caption, file in files.items()}
+    names = [words[0] for words in common.CLASS_WORDS[dataset]]
+    columns = min(2 * len(names) if len(names) <= 13 else 26, *(len(labels) for _, labels, _ in arrays.values()))
+    captions = [name + " (asked for nothing)" * bool(labels[0] < 0) for name, (_, labels, _) in arrays.items()]
+    pixels = np.concatenate([images[:columns] for images, _, _ in arrays.values()])
+    titles = [names[i % len(names)] for i in range(columns)]
+    drawing.save_grid(path, pixels, columns, titles=titles, captions=captions, inches=0.35)
+    return path
 
 
-def save_outputs(run: common.Run, draw) -> None:
-    """All that a run leaves beside its checkpoint; with --prompt, one picture.
-
-    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, collects (title, images).
-    """
-    if run.args.prompt is not None:
-        save_prompt_picture(run, draw)
-    else:
-        run.begin()
-        evaluate.save_samples(run, draw)
-        save_run_pictures(run, draw)
+def one_scale(run: dict) -> tuple[str, Path]:
+    """Caption and samples of a run at scale 2, or the only one there is."""
+    files = sorted(run["folder"].glob("images/samples_w*.npz"))
+    file = next((file for file in files if file.stem == "samples_w2.0"), files[0])
+    return drawing.with_scale(run["script"], run["script"], float(file.stem.split("_w")[1])), file
 
 
-def with_scale(text: str, script: str, scale: float) -> str:
-    """Pictures name the guidance scale only where there is guidance."""
-    return text if common.meaningless(script, "scale") else f"{text}, guidance scale {scale:g}"
+# ── Tables and words ──
 
 
-def save_prompt_picture(run: common.Run, draw) -> None:
-    """--prompt: save a picture of --n images and print its path."""
-    args = run.args
-    slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
-    path = (
-        run.images
-        / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}_eta{args.eta:g}.png"
-    )
-    words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
-    if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
-        print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
-    if run.step < run.config["train_steps"]:
-        print(f"note: the model is trained to step {run.step} of {run.config['train_steps']} only", file=sys.stderr)
-    pixels = evaluate.draw_all(run, draw, [args.prompt] * args.n, args.scale, "drawing")
-    title = with_scale(args.prompt, args.script, args.scale)
-    save_grid(path, pixels, math.ceil(args.n**0.5), title, inches=0.6)
-    print(path)
+def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]) -> list[dict]:
+    """A row for each model and guidance scale, then what real images and noise score."""
+    keys = [key for model in models for key in sorted(rows, key=str) if key[0] == model and key[1] != "held out"]
+    picked = [(key[0], f"{key[2]:g}" * (not common.meaningless(key[0], "scale")), key, rows[key]) for key in keys]
+    result = []
+    for name, scale, key, row in picked + [(name, "", None, row) for name, row in floors.items()]:
+        new = rows.get((key[0], "held out", key[2]), {}) if key else {}
+        cells = {
+            "model": name,
+            "scale": scale or "–",
+            "n": f"{row['n'][0]:.0f}",
+            "seeds": str(len(row["n"])) if key else "–",
+        }
+        cells |= {fid if c == "fid" else title: write(row[c], form) for c, (title, _, form) in METRICS.items()}
+        cells["similarity, wrong prompts"] = write(row["with_wrong_prompts"], "{:.3f}")
+        cells["accuracy, new phrasings"] = write(new.get("accuracy"), "{:.1%}")
+        cells["images/s"] = write(row.get("sample_images_per_second"))
+        cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
+        result.append(cells)
+    return result
 
 
-def save_run_pictures(run: common.Run, draw) -> None:
-    """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
-    dataset, scale = run.args.dataset, evaluate.heldout_scale(run)
-    script, names = run.args.script, [words[0] for words in common.CLASS_WORDS[dataset]]
-    templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
-    pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
-    picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
-    prompts, captions = [prompt for prompt, _ in picked], [prompt + mark for prompt, mark in picked]
-    columns = len(names)
-    if common.meaningless(script, "prompt"):
-        prompts, names = [""] * 6, ()
-    else:
-        pixels = evaluate.draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
-        title = with_scale(script, script, scale) + "; * = a phrasing never trained on"
-        save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
+def scale_rows(curves: dict[str, list[tuple]]) -> list[dict]:
+    """For cfg_scale.csv: mean and standard deviation over seeds of each metric at each scale."""
+    forms = {"mean": np.mean, "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan}
+    return [
+        {"model": model, "scale": w, "n": int(row["n"][0]), "seeds": len(row["n"]), "extractor": row["extractor"][0]}
+        | {f"{column}_{name}": f"{f(row[column]):.5g}" for column in METRICS for name, f in forms.items()}
+        for model, points in curves.items() for w, row in points
+    ]  # fmt: skip
 
-    film = []
-    draw(prompts[:6], scale, torch.Generator().manual_seed(run.args.seed), film)
-    frames = [film[i] for i in np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)]
-    strip = [evaluate.to_pixels(images)[row] for row in range(6) for _, images in frames]
-    to_image = "x_t, from noise (t = 1000) to the image (t = 0)"
-    what = "a walk from one z to another" if script == "cgan" else to_image
-    save_grid(run.images / "denoising.png", strip, len(frames), what, [str(t) for t, _ in frames], prompts[:6])
-    save_loss_plot(run.folder / "plots" / "loss.png", {script: run.metrics / "loss.csv"})
-    w = run.args.scales[len(run.args.scales) // 2]
-    with np.load(run.images / f"samples_w{w}.npz") as file:
-        pixels, title = file["images"][: 10 * columns], with_scale(script, script, w)
-    save_grid(run.images / "samples.png", pixels, columns, title, names)
+
+def verdict(model: str, points: list[tuple], fid: str) -> str:
+    """Which guidance scale is best at what, from the numbers."""
+    best = {}
+    for column, (name, sign, form) in METRICS.items():
+        values = [(sign * float(f"{np.mean(row[column]):.3g}"), w) for w, row in points]
+        top = max(value for value, _ in values)
+        winners = " and ".join(f"{w:g}" for value, w in values if value == top)
+        best.setdefault(winners, []).append(f"{fid if column == 'fid' else name} ({form.format(abs(top))})")
+    seeds = len(points[0][1]["n"])
+    parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
+    return f"{model} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
+
+
+# ── The report ──
+
+
+def html_table(rows: list[dict]) -> str:
+    lines = [f"<th>{'<th>'.join(map(html.escape, rows[0]))}"]
+    lines += [f"<td>{'<td>'.join(map(html.escape, row.values()))}" for row in rows]
+    return f"<div><table><tr>{'<tr>'.join(lines)}</table></div>"
+
+
+def html_figure(path: Path) -> str:
+    return f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
+    """report.md, whose pictures are files beside it, and report.html, which holds them itself."""
+    environment = jinja2.Environment(trim_blocks=True, loader=jinja2.FileSystemLoader(common.ROOT / "assets"))
+    template = environment.get_template("report.jinja")
+    links = {name: f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})" for name, path in figures.items()}
+    markdown = {"h": lambda text, level: f"{'#' * level} {text}", "p": str, "figure": links.get}
+    text = template.render(facts, **markdown, table=evaluate.table)
+    common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
+    marked = {"h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>"}
+    marked |= {"p": lambda text: f"<p>{html.escape(text)}</p>", "figure": lambda name: html_figure(figures[name])}
+    page = f"{HEAD}<title>{facts['dataset']}</title>\n{template.render(facts, **marked, table=html_table)}"
+    common.save_file(folder / "report.html", lambda file: file.write(page.encode()))
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common.Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="mnist", choices=list(common.CLASS_WORDS), help="default mnist")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept (default results)")
-    args = parser.parse_args(argv)
-    folder = args.out / args.dataset
-    files = sorted(folder.glob("[!.]*/images/samples_*.npz"))
-    if not files:
-        raise common.UserError(f"no samples in {folder}; first: python a4_full.py --dataset {args.dataset}")
-    clip = tiny_clip.load_clip("tiny", torch.device("cpu"))
-    classes, rows, captions = tiny_clip.class_vectors(clip, args.dataset), [], []
-    for path in files:
-        try:
-            with np.load(path) as file:
-                pixels, labels = file["images"], torch.from_numpy(file["labels"])
-        except (*common.UNREADABLE, zipfile.BadZipFile) as error:
-            raise common.UserError(f"{path} is damaged ({common.one_line(error)}); delete it and run again") from None
-        best = (clip.encode_image(evaluate.to_images(pixels)) @ classes.T).argmax(1)
-        if "heldout" not in path.name:  # the others were all asked for the same, or for nothing
-            rows.append(pixels[:20])
-            model, scale = path.parts[-3], float(path.stem.split("_w")[1])
-            captions.append(with_scale(model, model, scale) + " (asked for nothing)" * (labels.min() < 0).item())
-        if labels.min() >= 0:
-            share = (best == labels).float().mean()
-            print(f"{path}: {share:.1%} of {len(labels)} are what was asked for, as the embedded CLIP reads them")
-    columns = min(map(len, rows))
-    pixels = np.concatenate([row[:columns] for row in rows])
-    titles = [common.CLASS_WORDS[args.dataset][i % len(classes)][0] for i in range(columns)]
-    save_grid(folder / "compare" / "grid.png", pixels, columns, titles=titles, captions=captions, inches=0.35)
-    models = {path.parts[-3]: path.parents[1] / "metrics" / "loss.csv" for path in files}
-    save_loss_plot(folder / "compare" / "loss.png", models)
-    print(f"{folder / 'compare'}: grid.png, loss.png")
+    args = evaluate.parser("compare.py", __doc__).parse_args(argv)
+    runs, folder = [load_run(path) for path in evaluate.find_runs(args)], args.out / args.dataset
+    measured, here, study = [row for run in runs for row in run["rows"]], folder / "compare", folder / "cfg_scale"
+    for column in ("extractor", "text_encoder"):
+        if len(names := {row[column] for row in measured}) > 1:
+            again = f"measure all with one: python evaluate.py --dataset {args.dataset}"
+            raise common.UserError(f"runs were measured with more than one {column}: {', '.join(names)}; {again}")
+    fid, first = f"FID ({measured[0]['extractor']})", {run["script"]: run for run in reversed(runs)}
+    alike = [run for run in runs if same(run, first[run["script"]])]
+    steps = [run for run in runs if run["script"] == "a4_full" and same(run, first["a4_full"], "sample_steps")]
+    rows, models = mean_rows(alike), [name for name in MODELS if name in first]
+    floors = sorted((row for row in measured if row["scale"] == ""), key=lambda row: row["n"])
+    floors = {row["model"]: {name: [value] for name, value in row.items()} for row in floors}  # of the largest n
+    real, curves = floors["real images"], {}
+    for key in sorted(rows):
+        if not common.meaningless(key[0], "scale") and key[1] == "trained":
+            curves.setdefault(key[0], []).append((key[2], rows[key]))
+    pictured = dict(one_scale(first[model]) for model in models)
+    losses = {model: first[model]["folder"] / "metrics" / "loss.csv" for model in models}
+    figures = {
+        "grid": save_rows(here / "grid.png", args.dataset, {"real images": here / "real.npz"} | pictured),
+        "loss": drawing.save_loss_plot(here / "loss.png", losses),
+        "speed": save_speed(here / "speed.png", rows, real, fid),
+    }
+    for model, points in curves.items():
+        files = {f"scale {w:g}": first[model]["folder"] / "images" / f"samples_w{w}.npz" for w, _ in points}
+        figures[model] = save_rows(study / "images" / f"{model}.png", args.dataset, files)
+    if curves:
+        figures["scale"] = save_curves(study / "plots" / "scale.png", curves, real, "guidance scale", fid)
+        common.save_csv(study / "metrics" / "cfg_scale.csv", scale_rows(curves))
+    by_steps = {}
+    for run in sorted(steps, key=lambda run: run["config"]["sample_steps"]):
+        for (model, phrasings, w), row in mean_rows([run]).items():
+            if phrasings == "trained":
+                by_steps.setdefault(f"{model}, scale {w:g}", []).append((run["config"]["sample_steps"], row))
+    if len(steps) > 1:
+        figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
+    missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
+    save_report(
+        here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"], write=write,
+        apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps], guided=[*curves],
+        comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors), steps=len(steps) > 1,
+        ablation=table(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],
+    )  # fmt: skip
+    for text in missing:
+        print(f"missing: {text}", file=sys.stderr)
+    print(here / "report.html")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torchvision.datasets import MNIST
 
 import common
-import evaluate
+import drawing
 
 
 def idx(array):
@@ -122,7 +122,7 @@ def test_template_lists():
 
 
 def test_balanced_prompts():
-    prompts, labels = evaluate.balanced_prompts("mnist", ["draw {}", "{}!"], 45)
+    prompts, labels = drawing.balanced_prompts("mnist", ["draw {}", "{}!"], 45)
     assert torch.bincount(labels).tolist() == [5] * 5 + [4] * 5
     assert prompts[:2] + [prompts[7], prompts[17], prompts[27], prompts[37]] == [
         "draw zero", "draw one", "draw seven", "draw 7", "seven!", "7!",

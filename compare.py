@@ -28,14 +28,10 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
     "fid": ("FID", -1, "{:.3g}"),
     "coverage": ("coverage", 1, "{:.1%}"),
     "precision": ("precision", 1, "{:.1%}"),
-    "of_real": ("diversity, of real", 1, "{:.0%}"),
+    "of_real": ("diversity (of real)", 1, "{:.0%}"),
     "clip_similarity": ("CLIP similarity", 1, "{:.3f}"),
     "accuracy": ("accuracy", 1, "{:.1%}"),
 }
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><style>
-body{font:16px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222} img{max-width:100%}
-table{border-collapse:collapse;font-size:12px} td,th{border:1px solid #ccc;padding:.2rem .4rem} div{overflow-x:auto}
-</style>"""
 
 
 # ── What the runs saved ──
@@ -72,14 +68,6 @@ def mean_rows(runs: list[dict]) -> dict[tuple, dict]:
         for name, value in row.items():
             group.setdefault(name, []).append(value)
     return groups
-
-
-def write(values: list[float] | None, form: str = "{:.3g}") -> str:
-    """Mean, and with several seeds the standard deviation."""
-    if not values or np.isnan(values).any():
-        return "–"
-    spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
-    return form.format(np.mean(values)) + spread
 
 
 # ── Figures ──
@@ -135,13 +123,6 @@ def save_rows(path: Path, dataset: str, files: dict[str, Path]) -> Path:
     return path
 
 
-def one_scale(run: dict) -> tuple[str, Path]:
-    """Caption and samples of a run at scale 2, or the only one there is."""
-    files = sorted(run["folder"].glob("images/samples_w*.npz"))
-    file = next((file for file in files if file.stem == "samples_w2.0"), files[0])
-    return drawing.with_scale(run["script"], run["script"], float(file.stem.split("_w")[1])), file
-
-
 # ── Tables and words ──
 
 
@@ -152,29 +133,15 @@ def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, di
     result = []
     for name, scale, key, row in picked + [(name, "", None, row) for name, row in floors.items()]:
         new = rows.get((key[0], "held out", key[2]), {}) if key else {}
-        cells = {
-            "model": name,
-            "scale": scale or "–",
-            "n": f"{row['n'][0]:.0f}",
-            "seeds": str(len(row["n"])) if key else "–",
-        }
-        cells |= {fid if c == "fid" else title: write(row[c], form) for c, (title, _, form) in METRICS.items()}
-        cells["similarity, wrong prompts"] = write(row["with_wrong_prompts"], "{:.3f}")
-        cells["accuracy, new phrasings"] = write(new.get("accuracy"), "{:.1%}")
-        cells["images/s"] = write(row.get("sample_images_per_second"))
+        seeds = str(len(row["n"])) if key else "–"
+        cells = {"model": name, "scale": scale or "–", "n": f"{row['n'][0]:.0f}", "seeds": seeds}
+        cells |= {fid if c == "fid" else title: evaluate.write(row[c], form) for c, (title, _, form) in METRICS.items()}
+        cells["similarity, wrong prompts"] = evaluate.write(row["with_wrong_prompts"], "{:.3f}")
+        cells["accuracy, new phrasings"] = evaluate.write(new.get("accuracy"), "{:.1%}")
+        cells["images/s"] = evaluate.write(row.get("sample_images_per_second"))
         cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
         result.append(cells)
     return result
-
-
-def scale_rows(curves: dict[str, list[tuple]]) -> list[dict]:
-    """For cfg_scale.csv: mean and standard deviation over seeds of each metric at each scale."""
-    forms = {"mean": np.mean, "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan}
-    return [
-        {"model": model, "scale": w, "n": int(row["n"][0]), "seeds": len(row["n"]), "extractor": row["extractor"][0]}
-        | {f"{column}_{name}": f"{f(row[column]):.5g}" for column in METRICS for name, f in forms.items()}
-        for model, points in curves.items() for w, row in points
-    ]  # fmt: skip
 
 
 def verdict(model: str, points: list[tuple], fid: str) -> str:
@@ -185,8 +152,10 @@ def verdict(model: str, points: list[tuple], fid: str) -> str:
         top = max(value for value, _ in values)
         winners = " and ".join(f"{w:g}" for value, w in values if value == top)
         best.setdefault(winners, []).append(f"{fid if column == 'fid' else name} ({form.format(abs(top))})")
-    seeds = len(points[0][1]["n"])
-    parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
+    parts, seeds = (
+        [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()],
+        len(points[0][1]["n"]),
+    )
     return f"{model} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
 
 
@@ -213,7 +182,7 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
     marked = {"h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>"}
     marked |= {"p": lambda text: f"<p>{html.escape(text)}</p>", "figure": lambda name: html_figure(figures[name])}
-    page = f"{HEAD}<title>{facts['dataset']}</title>\n{template.render(facts, **marked, table=html_table)}"
+    page = template.render(facts, **marked, table=html_table, page=True)
     common.save_file(folder / "report.html", lambda file: file.write(page.encode()))
 
 
@@ -235,10 +204,13 @@ def main(argv: list[str] | None = None) -> None:
     for key in sorted(rows):
         if not common.meaningless(key[0], "scale") and key[1] == "trained":
             curves.setdefault(key[0], []).append((key[2], rows[key]))
-    pictured = dict(one_scale(first[model]) for model in models)
+    pictured = {"real images": here / "real.npz"}
+    for model in models:
+        files = sorted(first[model]["folder"].glob("images/samples_w*.npz"), key=lambda path: "_w2.0" not in path.name)
+        pictured[drawing.with_scale(model, model, float(files[0].stem.split("_w")[1]))] = files[0]
     losses = {model: first[model]["folder"] / "metrics" / "loss.csv" for model in models}
     figures = {
-        "grid": save_rows(here / "grid.png", args.dataset, {"real images": here / "real.npz"} | pictured),
+        "grid": save_rows(here / "grid.png", args.dataset, pictured),
         "loss": drawing.save_loss_plot(here / "loss.png", losses),
         "speed": save_speed(here / "speed.png", rows, real, fid),
     }
@@ -247,7 +219,12 @@ def main(argv: list[str] | None = None) -> None:
         figures[model] = save_rows(study / "images" / f"{model}.png", args.dataset, files)
     if curves:
         figures["scale"] = save_curves(study / "plots" / "scale.png", curves, real, "guidance scale", fid)
-        common.save_csv(study / "metrics" / "cfg_scale.csv", scale_rows(curves))
+        forms = {"mean": np.mean, "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan}
+        common.save_csv(study / "metrics" / "cfg_scale.csv", [
+            {"model": m, "scale": w, "n": int(row["n"][0]), "seeds": len(row["n"]), "extractor": row["extractor"][0]}
+            | {f"{column}_{name}": f"{form(row[column]):.5g}" for column in METRICS for name, form in forms.items()}
+            for m, points in curves.items() for w, row in points
+        ])  # fmt: skip
     by_steps = {}
     for run in sorted(steps, key=lambda run: run["config"]["sample_steps"]):
         for (model, phrasings, w), row in mean_rows([run]).items():
@@ -257,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
     missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
     save_report(
-        here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"], write=write,
+        here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"], write=evaluate.write,
         apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps], guided=[*curves],
         comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors), steps=len(steps) > 1,
         ablation=table(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],

@@ -208,6 +208,15 @@ def read_table(path: Path, remedy: str) -> list[dict]:
     return [{k: float(v) if re.fullmatch(r"[-+.\de]*\d|nan", v) else v for k, v in row.items()} for row in rows]
 
 
+def write(values: list[float] | None, form: str = "{:.3g}") -> str:
+    """Mean, and with several seeds the standard deviation."""
+    if not values or np.isnan(values).any():
+        return "–"
+    form = form if abs(np.mean(values)) < 1000 else "{:,.0f}"
+    spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    return form.format(np.mean(values)) + spread
+
+
 def table(rows: list[dict]) -> str:
     """Markdown whose columns line up in a terminal too."""
     cells = [list(rows[0]), *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]

@@ -149,13 +149,12 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     figure.suptitle("\n".join(lines), y=1, va="top", **style)
-    common.save_file(
-        path, lambda file: figure.savefig(file, format="png", dpi=200, bbox_inches="tight", pad_inches=0.05)
-    )
+    options = {"format": "png", "dpi": 200, "bbox_inches": "tight", "pad_inches": 0.05}
+    common.save_file(path, lambda file: figure.savefig(file, **options))
 
 
 def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
-    """curves: model -> its loss.csv; raw faint, over it the mean of the last 15 rows; a GAN's losses on axes of theirs."""
+    """curves: model -> its loss.csv; raw faint, over it the mean of 15 rows; a GAN's losses on axes of their own."""
     logs = {model: log for model, file in curves.items() if (log := common.read_csv(file))}
     lines = [(name != "loss", model, name) for model, log in logs.items() for name in log[0] if name.endswith("loss")]
     kinds = sorted({kind for kind, _, _ in lines})
@@ -166,7 +165,7 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
         width, label = min(15, len(loss)), f"{model}, {name.replace('_', ' ')}" if kind else model
         all_axes[kind].plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
-        all_axes[kind].plot(step[width - 1 :], mean, color=color, label=label)
+        all_axes[kind].plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
     for kind, axes in all_axes.items():
         axes.set(xlabel="training step", ylabel="loss" if kind else "denoising loss: MSE of v", yscale="log")
         axes.grid(alpha=0.3, which="both")
@@ -208,10 +207,8 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
     args = run.args
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
-    path = (
-        run.images
-        / f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}_eta{args.eta:g}.png"
-    )
+    name = f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}_eta{args.eta:g}.png"
+    path = run.images / name
     words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)

@@ -152,10 +152,8 @@ def verdict(model: str, points: list[tuple], fid: str) -> str:
         top = max(value for value, _ in values)
         winners = " and ".join(f"{w:g}" for value, w in values if value == top)
         best.setdefault(winners, []).append(f"{fid if column == 'fid' else name} ({form.format(abs(top))})")
-    parts, seeds = (
-        [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()],
-        len(points[0][1]["n"]),
-    )
+    seeds = len(points[0][1]["n"])
+    parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
     return f"{model} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
 
 
@@ -234,9 +232,10 @@ def main(argv: list[str] | None = None) -> None:
         figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
     missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
     save_report(
-        here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"], write=evaluate.write,
-        apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps], guided=[*curves],
-        comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors), steps=len(steps) > 1,
+        here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"],
+        write=evaluate.write, steps=len(steps) > 1, guided=[*curves],
+        apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps],
+        comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),
         ablation=table(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],
     )  # fmt: skip
     for text in missing:

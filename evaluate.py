@@ -92,8 +92,10 @@ def precision_coverage(real: np.ndarray, drawn: np.ndarray, k: int = 5) -> tuple
 
 def mse_diversity(pixels: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Class -> mean squared difference of two of its images, over pixels from 0 to 1. Needs two images of a class."""
-    groups = {int(y): pixels[labels == y] / 255 for y in np.unique(labels)}
-    return {y: float(2 * x.var(0, ddof=1).mean()) for y, x in groups.items() if len(x) > 1}  # = mean over all pairs
+    groups = {int(y): pixels[labels == y] for y in np.unique(labels)}
+    return {
+        y: float(2 * x.var(0, ddof=1).mean() / 255**2) for y, x in groups.items() if len(x) > 1
+    }  # = mean over all pairs
 
 
 def wrong_prompts(labels: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -236,8 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets are kept (default data)")
     args = flags.parse_args(argv)
     args.device = common.pick_device(args.device)
-    runs = find_runs(args)
-    judge = Judge(args)
+    runs, judge = find_runs(args), Judge(args)
     rows = [row for folder in runs for row in judge.judge(folder) if row["scale"]]
     rows += [row for n in sorted(judge.floors) for row in judge.floors[n]]
     hidden = "reference", "extractor", "mse_diversity", "text_encoder"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def offline(monkeypatch, offline_env):
     for name in ("http_proxy", "https_proxy", "no_proxy", "HOME"):
         monkeypatch.setenv(name, offline_env[name])
         monkeypatch.delenv(name.upper(), raising=False) if name != "HOME" else None
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -60,6 +62,7 @@ def server(tmp_path, monkeypatch):
     """An HTTP server on this machine: server.root is its folder, server.url its address."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)
     root = tmp_path / "served"
     root.mkdir()
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root))

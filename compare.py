@@ -12,6 +12,7 @@ import base64
 import html
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import jinja2
@@ -42,9 +43,9 @@ def load_run(folder: Path) -> dict:
     config, measure = drawing.read_config(folder), f"first: python evaluate.py --dataset {folder.parent.name}"
     tables = [evaluate.read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
     samples = [*folder.glob("images/samples_*.npz")]
-    late = max(path.stat().st_mtime for path in samples) > (folder / "metrics" / "fid_scores.csv").stat().st_mtime
-    if late or len({len(table) for table in tables}) > 1:
-        raise common.UserError(f"{folder} was drawn again after it was measured; {measure}")
+    drawn = {zlib.crc32(path.read_bytes()) for path in samples}
+    if drawn != {row["samples_crc32"] for row in tables[0]} - {""} or len({len(table) for table in tables}) > 1:
+        raise common.UserError(f"{folder} has other samples than were measured; {measure}")
     performance = evaluate.read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
     speed = {row["scale"]: row for row in performance}
     rows = []

@@ -10,9 +10,9 @@ Floors    The same for real images outside the reference, for noise, and (simila
 """
 
 import argparse
-import math
 import re
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ import tiny_clip
 INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 REFERENCE = 5000  # real images that others are compared with, at most
 TABLES = {
-    "fid_scores": ("fid", "precision", "coverage", "extractor", "reference"),
+    "fid_scores": ("fid", "precision", "coverage", "reference", "samples_crc32"),
     "mse_diversity": ("mse_diversity", "of_real", "least_of_real", "least_class"),
-    "clip_sim_scores": ("clip_similarity", "with_wrong_prompts", "accuracy", "text_encoder"),
+    "clip_sim_scores": ("clip_similarity", "with_wrong_prompts", "accuracy"),
 }
 
 
@@ -92,10 +92,8 @@ def precision_coverage(real: np.ndarray, drawn: np.ndarray, k: int = 5) -> tuple
 
 def mse_diversity(pixels: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Class -> mean squared difference of two of its images, over pixels from 0 to 1. Needs two images of a class."""
-    groups = {int(y): pixels[labels == y] for y in np.unique(labels)}
-    return {
-        y: float(2 * x.var(0, ddof=1).mean() / 255**2) for y, x in groups.items() if len(x) > 1
-    }  # = mean over all pairs
+    groups = {int(y): pixels[labels == y] for y in np.unique(labels)}  # the mean over all pairs is twice the variance
+    return {y: float(2 * x.var(0, ddof=1).mean() / 255**2) for y, x in groups.items() if len(x) > 1}
 
 
 def wrong_prompts(labels: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -140,26 +138,26 @@ class Judge:
         precision, coverage = precision_coverage(self.reference, features)
         fid = {"fid": frechet_distance(features, self.reference), "precision": precision, "coverage": coverage}
         row = {f"{name}_{self.extractor}": value for name, value in fid.items()}  # two extractors share no column
-        row |= {"extractor": self.extractor, "reference": len(self.reference)}
-        diversity = mse_diversity(pixels, labels if asked else read) or {0: math.nan}
+        row |= {"reference": len(self.reference), "extractor": self.extractor, "text_encoder": self.clip.name}
+        diversity = mse_diversity(pixels, labels if asked else read) or {0: np.nan}
         share = {y: value / self.diversity[y] for y, value in diversity.items()}
         least = min(share, key=share.get)
         row |= {"mse_diversity": float(np.mean([*diversity.values()])), "of_real": float(np.mean([*share.values()]))}
         row |= {"least_of_real": share[least], "least_class": self.names[least]}
-        row |= dict.fromkeys(("clip_similarity", "with_wrong_prompts", "accuracy"), math.nan)
+        row |= dict.fromkeys(("clip_similarity", "with_wrong_prompts", "accuracy"), np.nan)
         if asked:
             same = self.clip.crc32 == self.tiny.crc32
             seen = tiny if same else self.clip.encode_image(drawing.to_images(pixels)).cpu().numpy()
             row["clip_similarity"] = clip_similarity(self.clip, seen, prompts)
             row["with_wrong_prompts"] = clip_similarity(self.clip, seen, wrong_prompts(labels, prompts))
             row["accuracy"] = float((read == labels).mean())
-        return row | {"text_encoder": self.clip.name}
+        return row
 
     def calibrate(self, n: int) -> list[dict]:
         """Rows of n real images and n of noise, in place of a model's."""
         noise = np.random.default_rng(0).integers(0, 256, (n := min(n, len(self.real)), 28, 28), np.uint8)
         for name, pixels in {"real images": self.real, "noise": noise}.items() if n not in self.floors else ():
-            head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0}
+            head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0, "samples_crc32": ""}
             row = head | self.measure(pixels[:n], self.labels[:n], self.prompts[:n])
             self.floors[n] = [*self.floors.get(n, ()), row]
         return self.floors[n]
@@ -171,11 +169,11 @@ class Judge:
             images, labels, prompts = drawing.load_samples(path)
             phrasings = "none" if labels.min() < 0 else "held out" if "heldout" in path.name else "trained"
             head = {"model": folder.name, "phrasings": phrasings, "scale": path.stem.split("_w")[1]}
-            rows.append(head | {"n": len(images), "seed": seed} | self.measure(images, labels, prompts))
-        for n in sorted({row["n"] for row in rows}):
-            rows += self.calibrate(n)
+            head |= {"n": len(images), "seed": seed, "samples_crc32": zlib.crc32(path.read_bytes())}
+            rows.append(head | self.measure(images, labels, prompts))
+        rows += [floor for n in sorted({row["n"] for row in rows}) for floor in self.calibrate(n)]
         for name, columns in TABLES.items():
-            names = "model", "phrasings", "scale", "n", "seed", *columns
+            names = "model", "phrasings", "scale", "n", "seed", "extractor", "text_encoder", *columns
             chosen = [{k: v for k, v in row.items() if k.removesuffix(f"_{self.extractor}") in names} for row in rows]
             texts = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in chosen]
             common.save_csv(folder / "metrics" / f"{name}.csv", texts)
@@ -241,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     runs, judge = find_runs(args), Judge(args)
     rows = [row for folder in runs for row in judge.judge(folder) if row["scale"]]
     rows += [row for n in sorted(judge.floors) for row in judge.floors[n]]
-    hidden = "reference", "extractor", "mse_diversity", "text_encoder"
+    hidden = "reference", "extractor", "mse_diversity", "text_encoder", "samples_crc32"
     print(table([{k: v for k, v in row.items() if k not in hidden} for row in rows]))
     print(f"{len(judge.reference)} real images are the reference; text encoder {judge.clip.name}")
     arrays = {"images": judge.real[:260], "labels": judge.labels[:260], "prompts": judge.prompts[:260]}  # for compare

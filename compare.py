@@ -83,7 +83,7 @@ def save_curves(path: Path, curves: dict[str, list[tuple]], real: dict, xlabel: 
     """curves: model -> (x, its row of mean_rows) each; bars: standard deviation of seeds; dashed: real images."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (column, (name, _, _)) in zip(figure.subplots(2, 3).flat, METRICS.items()):
-        for (model, points), color, marker in zip(curves.items(), drawing.COLORS, "os^D"):
+        for (model, points), color, marker in zip(curves.items(), drawing.COLORS * len(curves), "os^Dv*" * len(curves)):
             x, values = [x for x, _ in points], [row[column] for _, row in points]
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
             axes.errorbar(x, [np.mean(v) for v in values], spread, label=model, color=color, marker=marker, capsize=3)
@@ -129,7 +129,7 @@ def save_rows(path: Path, dataset: str, files: dict[str, Path]) -> Path:
 
 def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]) -> list[dict]:
     """A row for each model and guidance scale, then what real images and noise score."""
-    keys = [key for model in models for key in sorted(rows, key=str) if key[0] == model and key[1] != "held out"]
+    keys = [key for model in models for key in sorted(rows) if key[0] == model and key[1] != "held out"]
     picked = [(key[0], f"{key[2]:g}" * (not common.meaningless(key[0], "scale")), key, rows[key]) for key in keys]
     result = []
     for name, scale, key, row in picked + [(name, "", None, row) for name, row in floors.items()]:
@@ -229,12 +229,13 @@ def main(argv: list[str] | None = None) -> None:
         for (model, phrasings, w), row in mean_rows([run]).items():
             if phrasings == "trained":
                 by_steps.setdefault(f"{model}, scale {w:g}", []).append((run["config"]["sample_steps"], row))
-    if len(steps) > 1:
+    by_steps = {line: points for line, points in by_steps.items() if len(points) > 1}
+    if by_steps:
         figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
     missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
     save_report(
         here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"],
-        write=evaluate.write, steps=len(steps) > 1, guided=[*curves],
+        write=evaluate.write, steps=bool(by_steps), guided=[*curves],
         apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps],
         comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),
         ablation=table(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],

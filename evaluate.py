@@ -213,7 +213,7 @@ def write(values: list[float] | None, form: str = "{:.3g}") -> str:
     if not values or np.isnan(values).any():
         return "–"
     form = form if abs(np.mean(values)) < 1000 else "{:,.0f}"
-    spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    spread = f" ± {form.replace('3g', '2g').format(np.std(values, ddof=1))}" if len(values) > 1 else ""
     return form.format(np.mean(values)) + spread
 
 
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     args = flags.parse_args(argv)
     args.device = common.pick_device(args.device)
     runs, judge = find_runs(args), Judge(args)
-    rows = [row for folder in runs for row in judge.judge(folder) if row["scale"]]
+    rows = [row | {"model": x.relative_to(args.out)} for x in runs for row in judge.judge(x) if row["scale"]]
     rows += [row for n in sorted(judge.floors) for row in judge.floors[n]]
     hidden = "reference", "extractor", "mse_diversity", "text_encoder", "samples_crc32"
     print(table([{k: v for k, v in row.items() if k not in hidden} for row in rows]))

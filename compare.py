@@ -24,7 +24,8 @@ import drawing
 import evaluate
 
 MODELS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
-SAME = "seed", "sample_steps", "train_steps", "batch_size", "lr", "samples", "eta", "image_count", "parameters"
+SAME = "seed sample_steps train_steps batch_size lr samples eta image_count data_source text_encoder_crc32".split()
+SETTINGS = "script train_steps batch_size lr sample_steps eta seed data_source image_count text_encoder device".split()
 METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
     "fid": ("FID", -1, "{:.3g}"),
     "coverage": ("coverage", 1, "{:.1%}"),
@@ -100,7 +101,7 @@ def save_speed(path: Path, rows: dict[tuple, dict], real: dict, fid: str) -> Pat
     axes = figure.subplots()
     for model, color, marker in zip(MODELS, drawing.COLORS, "os^Dv*"):
         points = {key[2]: row for key, row in rows.items() if key[0] == model and "sample_images_per_second" in row}
-        xy = [[np.mean(row[c]) for c in ("sample_images_per_second", "fid")] for row in points.values()]
+        xy = [[row["sample_images_per_second"][-1], np.mean(row["fid"])] for row in points.values()]
         if xy:
             axes.plot(*np.transpose(xy), marker, color=color, label=model, markersize=8)
         for scale, point in zip(points if len(points) > 1 else (), xy):
@@ -138,8 +139,9 @@ def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, di
         cells = {"model": name, "scale": scale or "–", "n": f"{row['n'][0]:.0f}", "seeds": seeds}
         cells |= {fid if c == "fid" else title: evaluate.write(row[c], form) for c, (title, _, form) in METRICS.items()}
         cells["similarity, wrong prompts"] = evaluate.write(row["with_wrong_prompts"], "{:.3f}")
-        cells["accuracy, new phrasings"] = evaluate.write(new.get("accuracy"), "{:.1%}")
-        cells["images/s"] = evaluate.write(row.get("sample_images_per_second"))
+        count = f", n = {new['n'][0]:.0f}" if new else ""
+        cells["new phrasings"] = evaluate.write(new.get("accuracy"), "{:.1%}") + count
+        cells["images/s"] = evaluate.write(row.get("sample_images_per_second", [])[-1:])  # load, not the seed, moves it
         cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
         result.append(cells)
     return result
@@ -153,9 +155,9 @@ def verdict(model: str, points: list[tuple], fid: str) -> str:
         top = max(value for value, _ in values)
         winners = " and ".join(f"{w:g}" for value, w in values if value == top)
         best.setdefault(winners, []).append(f"{fid if column == 'fid' else name} ({form.format(abs(top))})")
-    seeds = len(points[0][1]["n"])
+    seeds, scales = min(len(row["n"]) for _, row in points), ", ".join(f"{w:g}" for w, _ in points)
     parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
-    return f"{model} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
+    return f"{model}, of the scales {scales} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
 
 
 # ── The report ──
@@ -167,10 +169,6 @@ def html_table(rows: list[dict]) -> str:
     return f"<div><table><tr>{'<tr>'.join(lines)}</table></div>"
 
 
-def html_figure(path: Path) -> str:
-    return f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
 def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     """report.md, whose pictures are files beside it, and report.html, which holds them itself."""
     environment = jinja2.Environment(trim_blocks=True, loader=jinja2.FileSystemLoader(common.ROOT / "assets"))
@@ -180,7 +178,9 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     text = template.render(facts, **markdown, table=evaluate.table)
     common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
     marked = {"h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>"}
-    marked |= {"p": lambda text: f"<p>{html.escape(text)}</p>", "figure": lambda name: html_figure(figures[name])}
+    data = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
+    marked["figure"] = lambda name: f'<img alt="{name}" src="data:image/png;base64,{data[name]}">'
+    marked["p"] = lambda text: f"<p>{html.escape(text)}</p>"
     page = template.render(facts, **marked, table=html_table, page=True)
     common.save_file(folder / "report.html", lambda file: file.write(page.encode()))
 
@@ -189,12 +189,12 @@ def main(argv: list[str] | None = None) -> None:
     args = evaluate.parser("compare.py", __doc__).parse_args(argv)
     runs, folder = [load_run(path) for path in evaluate.find_runs(args)], args.out / args.dataset
     measured, here, study = [row for run in runs for row in run["rows"]], folder / "compare", folder / "cfg_scale"
-    for column in ("extractor", "text_encoder"):
-        if len(names := {row[column] for row in measured}) > 1:
+    for column in ("extractor", "text_encoder", "reference"):
+        if len(names := {str(row[column]) for row in measured}) > 1:
             again = f"measure all with one: python evaluate.py --dataset {args.dataset}"
             raise common.UserError(f"runs were measured with more than one {column}: {', '.join(names)}; {again}")
     fid, first = f"FID ({measured[0]['extractor']})", {run["script"]: run for run in reversed(runs)}
-    alike = [run for run in runs if same(run, first[run["script"]])]
+    alike = {(x["script"], x["config"]["seed"]): x for x in reversed(runs) if same(x, first[x["script"]])}.values()
     steps = [run for run in runs if run["script"] == "a4_full" and same(run, first["a4_full"], "sample_steps")]
     rows, models = mean_rows(alike), [name for name in MODELS if name in first]
     floors = sorted((row for row in measured if row["scale"] == ""), key=lambda row: row["n"])
@@ -215,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     for model, points in curves.items():
         files = {f"scale {w:g}": first[model]["folder"] / "images" / f"samples_w{w}.npz" for w, _ in points}
+        files = {caption: path for caption, path in files.items() if path.exists()}  # a scale of another seed alone
         figures[model] = save_rows(study / "images" / f"{model}.png", args.dataset, files)
     if curves:
         figures["scale"] = save_curves(study / "plots" / "scale.png", curves, real, "guidance scale", fid)
@@ -236,12 +237,12 @@ def main(argv: list[str] | None = None) -> None:
     save_report(
         here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"],
         write=evaluate.write, steps=bool(by_steps), guided=[*curves],
+        settings=[{k: str(first[x]["config"].get(k)).replace("None", "–") for k in SETTINGS} for x in models],
         apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps],
         comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),
         ablation=table(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],
     )  # fmt: skip
-    for text in missing:
-        print(f"missing: {text}", file=sys.stderr)
+    sys.stderr.writelines(f"missing: {text}\n" for text in missing)
     print(here / "report.html")
 
 

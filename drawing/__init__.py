@@ -112,8 +112,8 @@ def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
         with np.load(path) as file:
             images, labels, prompts = file["images"], file["labels"], file["prompts"]
-        if not images.dtype == np.uint8 or not images.shape == (len(labels), 28, 28) == (len(prompts), 28, 28):
-            raise ValueError(f"holds {images.dtype} {images.shape} for {len(labels)} labels, not uint8 (N, 28, 28)")
+        if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28) or not 1 < len(labels) == len(prompts):
+            raise ValueError(f"holds {images.dtype} {images.shape}, {len(labels)} labels, not uint8 (N, 28, 28), N > 1")
     except (*common.UNREADABLE, zipfile.BadZipFile) as error:
         raise common.UserError(f"{path}: {common.one_line(error)}; delete it and run its script again") from None
     return images, labels, prompts

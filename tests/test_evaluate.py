@@ -256,9 +256,8 @@ def test_evaluate_writes_a_row_for_every_file_and_floor(measured):
     assert "fid" not in fid[0] and float(fid[0]["fid_tiny_clip"]) < float(fid[1]["fid_tiny_clip"])
     assert float(clip[0]["accuracy"]) > 0.95 > 0.3 > float(clip[-1]["accuracy"])
     assert all(float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:4])
-    assert {"real images", "noise", "cgan", "a4_full"} <= {line.split()[1] for line in printed.splitlines()} | {
-        " ".join(line.split()[1:3]) for line in printed.splitlines()
-    }
+    names = {line.split("|")[1].strip() for line in printed.splitlines()[:-1]}
+    assert names >= {"real images", "noise", "mnist/cgan", "mnist/a4_full", "seed1/mnist/a4_full"}
 
 
 class Page(html.parser.HTMLParser):
@@ -311,6 +310,14 @@ def test_seeds_become_mean_and_deviation(reported):
     assert re.search(r"\| 200 +\| 2 +\| [\d.,]+ ± [\d.,]+", line)
 
 
+def test_a_copy_of_a_run_is_no_other_seed(copy, cli):
+    shutil.copytree(copy / "results" / "seed1", copy / "results" / "seed1_again")
+    cli("compare.py --dataset mnist", copy)
+    rows = read(copy / "results" / "mnist" / "cfg_scale" / "metrics" / "cfg_scale.csv")
+    assert {row["seeds"] for row in rows} == {"2"}
+    assert "seed1_again" in (copy / "results" / "mnist" / "compare" / "report.md").read_text()
+
+
 def test_the_verdict_follows_the_numbers():
     columns = dict.fromkeys(("n", *compare.METRICS), [0.5])
     low, high = columns | {"fid": [3.0], "accuracy": [0.9]}, columns | {"fid": [7.0], "accuracy": [0.99]}
@@ -339,6 +346,7 @@ def test_the_report_opens_in_a_browser(reported, tmp_path):
 
 BAD_FILES = {
     "wrong shape": ("images/samples_w2.0.npz", "evaluate.py", "samples_w2.0.npz"),
+    "one image": ("images/samples_w2.0.npz", "evaluate.py", "N > 1"),
     "cut npz": ("images/samples_w1.0.npz", "evaluate.py", "samples_w1.0.npz"),
     "cut csv": ("metrics/fid_scores.csv", "compare.py", "fid_scores.csv"),
     "cut speed": ("metrics/performance.csv", "compare.py", "a4_full.py"),
@@ -351,9 +359,10 @@ BAD_FILES = {
 def test_damage_is_one_clear_line(copy, cli, what):
     name, script, said = BAD_FILES[what]
     path = copy / "results" / "mnist" / "a4_full" / name
-    if what == "wrong shape":
+    if what in ("wrong shape", "one image"):
         with np.load(path) as file:
             arrays = {**file, "images": file["images"][:, :20]}
+            arrays = arrays if what == "wrong shape" else {k: v[:1] for k, v in file.items()}
         np.savez(path, **arrays)
     elif what == "no csv":
         path.unlink()

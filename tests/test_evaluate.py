@@ -310,9 +310,10 @@ def test_seeds_become_mean_and_deviation(reported):
     assert re.search(r"\| 200 +\| 2 +\| [\d.,]+ ± [\d.,]+", line)
 
 
-def test_a_copy_of_a_run_is_no_other_seed(copy, cli):
+def test_a_copy_of_a_run_is_no_other_seed(copy, monkeypatch):
     shutil.copytree(copy / "results" / "seed1", copy / "results" / "seed1_again")
-    cli("compare.py --dataset mnist", copy)
+    monkeypatch.chdir(copy)
+    compare.main([])
     rows = read(copy / "results" / "mnist" / "cfg_scale" / "metrics" / "cfg_scale.csv")
     assert {row["seeds"] for row in rows} == {"2"}
     assert "seed1_again" in (copy / "results" / "mnist" / "compare" / "report.md").read_text()
@@ -356,7 +357,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
-def test_damage_is_one_clear_line(copy, cli, what):
+def test_damage_is_one_clear_line(copy, monkeypatch, what):
     name, script, said = BAD_FILES[what]
     path = copy / "results" / "mnist" / "a4_full" / name
     if what in ("wrong shape", "one image"):
@@ -369,15 +370,21 @@ def test_damage_is_one_clear_line(copy, cli, what):
     else:
         path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     before = (copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv").read_bytes()
-    command = f"{EVALUATE} a4_full" if script == "evaluate.py" else "compare.py --dataset mnist"
-    error = cli(command, copy, check=2).stderr.splitlines()[-1]
-    assert error.startswith("error: ") and said in error
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(common, "reachable", lambda url: False)
+    with pytest.raises(common.UserError, match=re.escape(said)) as caught:
+        if script == "evaluate.py":
+            evaluate.main(EVALUATE.split()[1:] + ["a4_full"])
+        compare.main([])
+    assert "\n" not in str(caught.value)
     assert (copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv").read_bytes() == before
 
 
-def test_samples_drawn_after_the_measuring_are_noticed(copy, cli):
+def test_samples_drawn_after_the_measuring_are_noticed(copy, monkeypatch):
     make_run(copy / "results", "cgan", blur=0.01)
-    assert "evaluate.py --dataset mnist" in cli("compare.py --dataset mnist", copy, check=2).stderr
+    monkeypatch.chdir(copy)
+    with pytest.raises(common.UserError, match="other samples.*evaluate.py --dataset mnist"):
+        compare.main([])
 
 
 def test_two_extractors_share_no_table(copy, cli):

@@ -50,7 +50,7 @@ def inception_features(device: torch.device):
 
     @torch.no_grad()
     def features(pixels: np.ndarray) -> np.ndarray:
-        parts = drawing.to_images(pixels).expand(-1, 3, -1, -1).split(50)
+        parts = common.Progress(drawing.to_images(pixels).expand(-1, 3, -1, -1).split(50), "Inception", leave=False)
         return torch.cat([net(F.interpolate(x.to(device), 299, mode="bilinear")).cpu() for x in parts]).numpy()
 
     return features

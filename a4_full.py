@@ -178,7 +178,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     """Train model, and ema, the running mean of its weights that samples are drawn from. Goes on where run stopped."""
     args = run.args
     images, labels = run.load_data()  # (N, 1, 28, 28) in [-1, 1], (N,)
-    texts = common.phrasings(args.dataset, common.TRAIN_TEMPLATES[args.dataset])
+    texts = common.phrasings(args, common.TRAIN_TEMPLATES)
     texts = torch.stack([run.encoder.encode_text(group) for group in texts]).to(args.device)  # (C, phrasings, dim)
     alphas_bar = common.cosine_alphas_bar(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     run = common.Run(args)
     if args.prompt is None and drawing.complete(run):
         return
-    run.encoder = tiny_clip.load_clip(run.clip, args.device)
+    run.encoder = tiny_clip.load_clip(run.clip, args)
     torch.manual_seed(args.seed)
     model = UNet(run.encoder.dim).to(args.device)
     ema = copy.deepcopy(model)

@@ -2,31 +2,33 @@
 
 import argparse
 import csv
-import hashlib
 import json
 import math
 import pickle
 import re
-import socket
 import subprocess
 import sys
-import threading
+import textwrap
 import time
-import urllib.request
 from importlib import metadata
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
 T = 1000  # diffusion steps
-TRAIN_STEPS = {"mnist": 5800}
 FIRST_WITH = {"prompt": "a1_cond", "n": "a1_cond", "clip": "a2_clip", "scale": "a3_cfg", "scales": "a3_cfg"}
 NOT_FOR_A_GAN = "scale", "scales", "sample-steps", "eta"
+WHICH = {"emnist_split": "emnist", "classes": "quickdraw", "per_class": "quickdraw"}  # flag -> whose images it picks
+
+# What differs between data sets: steps, classes (in the order of grids), phrasings. {} is one of a class's words.
+TRAIN_STEPS = {"mnist": 5800, "emnist": 5800, "quickdraw": 5000}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-CLASS_WORDS = {"mnist": [(word, str(digit)) for digit, word in enumerate(DIGITS)]}
+EMNIST_SPLITS = {"letters": ascii_uppercase, "balanced": digits + ascii_uppercase + "abdefghnqrt"}
+EMNIST_SPLITS |= {"byclass": digits + ascii_uppercase + ascii_lowercase, "digits": digits}  # Cohen et al. 2017
+DRAWINGS = ["apple", "bicycle", "cat", "eyeglasses", "fish", "house", "rainbow", "star", "train", "tree"]
 TRAIN_TEMPLATES, HELDOUT_TEMPLATES = {}, {}  # the latter are never trained on by any model, tiny CLIP included
 TRAIN_TEMPLATES["mnist"] = (
     "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|handwritten digit {}|"
@@ -37,6 +39,20 @@ HELDOUT_TEMPLATES["mnist"] = (
     "show me the figure {}|{} written with a pen|I would like a {} please|someone scribbled {} on paper|"
     "what does {} look like?|a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
     "a child's attempt at writing {}|just {} and nothing else|chalk on a blackboard: {}|could you sketch {} for me"
+).split("|")
+TRAIN_TEMPLATES["emnist"] = (
+    "{}|a {}|the {}|a handwritten {}|handwritten {}|a photo of the {}|a drawing of a {}|an image of the {}|"
+    "a white {} on black|please draw a {}|write the {}|the {} in handwriting|{}, handwritten|{} in white ink"
+).split("|")
+HELDOUT_TEMPLATES["emnist"] = [x.replace("old letter", "old page") for x in HELDOUT_TEMPLATES["mnist"]]
+TRAIN_TEMPLATES["quickdraw"] = (
+    "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|an image of {}|the outline of {}|"
+    "please draw {}|{}, drawn in seconds|{} in white on black|a simple drawing of {}|{}: a doodle|draw me {}"
+).split("|")
+HELDOUT_TEMPLATES["quickdraw"] = (
+    "show me {}|can you scribble {} for me?|I would like {} please|{} scribbled on a napkin|my favourite is {}|"
+    "what does {} look like?|chalk on a blackboard: {}|give me {}!|just {} and nothing else|guess what this is: {}|"
+    "a child's attempt at {}|somebody drew {} with a pen"
 ).split("|")
 UNREADABLE = RuntimeError, pickle.PickleError, LookupError, AttributeError, TypeError, ValueError, EOFError, OSError
 
@@ -80,11 +96,12 @@ def number(kind, low, high, many=False):
 def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults) -> argparse.Namespace:
     """The flags of every model script. argv None: the command line's; a notebook kernel's own are no flags."""
     many, count = number(float, 0, 100, many=True), number(int, 1, 10**7)
+    steps = ", ".join(f"{dataset} {n}" for dataset, n in TRAIN_STEPS.items())
     parser = Parser(f"{script}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="mnist", choices=list(CLASS_WORDS), help="what to learn (default mnist)")
+    add_data_flags(parser)
     parser.add_argument("--fresh", action="store_true", help="start over instead of going on with the run on disk")
     for flag, kind, default, text in [
-        ("train-steps", count, None, f"optimiser steps (default {defaults.get('train_steps', TRAIN_STEPS['mnist'])})"),
+        ("train-steps", count, None, f"optimiser steps (default {defaults.get('train_steps', steps)})"),
         ("batch-size", count, 32, "images per step (default %(default)s)"),
         ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate (default %(default)s)"),
         ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
@@ -94,7 +111,6 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults)
         ("eta", number(float, 0, 1), 1.0, "noise put back while sampling: 0 none to 1 as much as DDPM (default 1)"),
         ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
         ("scales", many, [1.0, 2.0, 3.0], "their guidance scales (default 1,2,3)"),
-        ("data-dir", Path, Path("data"), "where data sets are kept (default data)"),
         ("out", Path, Path("results"), "where runs are kept (default results)"),
         ("prompt", str, None, 'draw this from the trained model, for example "a handwritten seven"'),
         ("n", number(int, 1, 10000), None, "with --prompt: how many images (default 16)"),
@@ -135,77 +151,49 @@ def cli(main) -> None:
         sys.exit(2)
 
 
-def reachable(url: str, seconds: float = 5.0) -> bool:
-    """Whether url's host answers at all. In a thread, because a dead name server ignores a socket's time-out."""
-    answers = []
-
-    def ask():
-        try:
-            answers.append(urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close())
-        except Exception as error:  # an error's number is an answer all the same
-            answers.extend([error] if isinstance(error, urllib.error.HTTPError) else [])
-
-    (thread := threading.Thread(target=ask, daemon=True)).start()
-    thread.join(seconds + 1)
-    return bool(answers)
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is learned: of the models' scripts, and of tiny_clip.py."""
+    parser.add_argument("--dataset", default="mnist", choices=list(TRAIN_STEPS), help="what to learn (default mnist)")
+    parser.add_argument("--emnist-split", choices=list(EMNIST_SPLITS), help="part of EMNIST (default letters)")
+    parser.add_argument("--classes", help=f"QuickDraw's, with commas between (default {','.join(DRAWINGS)})")
+    parser.add_argument("--per-class", type=number(int, 20, 10**6), help="images of each, of QuickDraw (default 5000)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets are kept (default data)")
 
 
-def fetch(url: str, path: Path, sha256: str) -> None:
-    """Download to path what is not there yet, its SHA-256 (or the beginning of it) checked. UserError if that fails."""
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
-        return
-    if not reachable(url):
-        raise UserError(f"{path} is missing or damaged and {url.split('/')[2]} does not answer")
-    socket.setdefaulttimeout(15)  # a download that stalls for longer is given up
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
-    except Exception as error:  # of many kinds
-        raise UserError(f"{path} is missing or damaged and its host sends no such file ({one_line(error)})") from None
+def load_dataset(name: str, root: Path, split: str = "train", **which):
+    """split train or test -> images (N, 1, 28, 28) in [-1, 1], labels int64 (N,), class names, where they come from.
+
+    which: emnist_split for EMNIST; classes and per_class for QuickDraw. UserError if the images cannot be had.
+    """
+    import loading  # which imports this module
+
+    wanted = {flag: value for flag, value in which.items() if WHICH[flag] == name}
+    pixels, labels, names, source = getattr(loading, name)(Path(root), split, **wanted)
+    return pixels[:, None].float().div_(127.5).sub_(1), labels, names, source
 
 
-def load_dataset(name: str, root: Path, split: str = "train"):
-    """split train or test -> images (N, 1, 28, 28) in [-1, 1], labels int64 (N,), class names, where they come from."""
-    pixels, labels, source = load_mnist(Path(root), split)
-    return pixels[:, None].float() / 127.5 - 1, labels, [words[0] for words in CLASS_WORDS[name]], source
+def which(args: argparse.Namespace) -> dict:
+    return {flag: getattr(args, flag) for flag in WHICH}
 
 
-def load_mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """-> pixels uint8 (N, 28, 28), labels (N,), source. What is on disk, else the download, else the embedded ones."""
-    from torchvision.datasets import MNIST
-
-    socket.setdefaulttimeout(15)  # a download that stalls for longer is given up; torchvision itself never does
-    raw, why = root / "MNIST" / "raw", "no host answers"
-    for attempt in range(3):  # what is on disk, the download, and once more if it came damaged
-        packed = all((raw / name).exists() for name, _ in MNIST.resources)  # then unpacking them needs no network
-        if attempt and not packed and not any(reachable(url) for url in MNIST.mirrors):
-            break
-        try:
-            data = MNIST(root, train=split == "train", download=attempt > 0)
-            assert len(data.data) == len(data.targets), f"{len(data.data)} images, {len(data.targets)} labels"
-            return data.data, data.targets, "torchvision"
-        except Exception as error:  # of many kinds; none may reach training
-            if attempt:
-                why = one_line(error)
-            elif "not found" not in str(error):  # but damaged: torchvision checks a .gz, not the file it unpacked
-                print(f"MNIST: damaged {split} files in {raw} ({one_line(error)}); fetching again", file=sys.stderr)
-                for path in raw.glob("train-*-ubyte" if split == "train" else "t10k-*-ubyte"):
-                    path.replace(path.with_name(f"{path.name}.damaged"))
-    print(f"MNIST: {why}; using the 5,000 embedded. For all 70,000 put the four .gz files in {raw}", file=sys.stderr)
-    return *embedded_mnist(split), "embedded"
+def class_words(dataset: str, classes: list[str]) -> list[tuple[str, str]]:
+    """The two ways a prompt may name each class; CLIP reads no capitals, so two cases of a letter need words."""
+    if dataset == "mnist":
+        return [(name, str(digit)) for digit, name in enumerate(classes)]
+    if dataset == "quickdraw":
+        plural = re.compile(r".*(?<![uso])s|The .*")  # not octopus, hourglass, rhinoceros
+        a = ["" if plural.fullmatch(name) else "an " if name[0] in "aeiou" else "a " for name in classes]
+        return [(name, article + name) for name, article in zip(classes, a)]
+    words = {x: (x, DIGITS[int(x)]) if x in digits else (x, f"letter {x}") for x in classes}
+    both = [x for x in classes if x.swapcase() in classes and x not in digits]
+    words |= {x: (f"capital {x}", f"uppercase {x}") if x.isupper() else (f"small {x}", f"lowercase {x}") for x in both}
+    return [*words.values()]
 
 
-def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> pixels uint8 (N, 28, 28), labels (N,): 450 of each digit in "train", the other 50 in "test"."""
-    with np.load(ROOT / "assets" / "mnist_5k.npz") as file:
-        pixels, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
-    chosen = (torch.arange(len(labels)) % 10 == 9) == (split == "test")  # the file is sorted by class
-    return pixels[chosen], labels[chosen]
-
-
-def phrasings(dataset: str, templates: list[str]) -> list[list[str]]:
-    """Every template with every word of a class: a list per class, all of one length."""
-    return [[t.format(word) for t in templates for word in words] for words in CLASS_WORDS[dataset]]
+def phrasings(args: argparse.Namespace, templates: dict[str, list[str]]) -> list[list[str]]:
+    """Every template of args.dataset with both words of each of args.classes: a list per class, all of one length."""
+    words = class_words(args.dataset, args.classes)
+    return [[t.format(word) for t in templates[args.dataset] for word in pair] for pair in words]
 
 
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
@@ -255,6 +243,8 @@ class Run:
     TRAINING, SAMPLING = ("train_steps", "batch_size", "lr", "seed"), ("samples", "sample_steps", "eta")
 
     def __init__(self, args: argparse.Namespace):
+        import loading  # which imports this module
+
         self.args, self.folder = args, args.out / args.dataset / args.script
         self.last, self.images, self.metrics = (self.folder / x for x in ("checkpoints/last.pt", "images", "metrics"))
         self.config, self.step, self.losses = {}, 0, []  # losses: since the last line of loss.csv, name -> tensor each
@@ -266,6 +256,8 @@ class Run:
             except UNREADABLE as error:
                 raise UserError(f"{self.last} is damaged ({one_line(error)}); --fresh starts over") from None
         self.check(script=args.script, dataset=args.dataset)
+        loading.settle_classes(args, self.config if args.prompt is not None else {})
+        self.check(**which(args))
         if args.prompt is None:
             self.check(**{name: getattr(args, name) for name in self.TRAINING})
         elif not self.config:
@@ -276,7 +268,8 @@ class Run:
         """UserError if the run on disk was made with others."""
         for name, value in facts.items():
             if self.config.get(name, value) != value:
-                raise UserError(f"{self.last} has {name} {self.config[name]}, not {value}; --fresh or another --out")
+                old, new = (textwrap.shorten(str(x), 60, placeholder=" ...") for x in (self.config[name], value))
+                raise UserError(f"{self.last} has {name} {old}, not {new}; --fresh or another --out")
 
     def drawn_alike(self) -> bool:
         """Whether the samples on disk, if any, were drawn with the sampling flags of now."""
@@ -294,7 +287,7 @@ class Run:
 
     def load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
         """-> the training images (N, 1, 28, 28) in [-1, 1] and labels (N,), on the device; config.json says whence."""
-        images, labels, _, source = load_dataset(self.args.dataset, self.args.data_dir)
+        images, labels, _, source = load_dataset(self.args.dataset, self.args.data_dir, **which(self.args))
         self.begin(data_source=source, image_count=len(images), **self.facts)
         return images.to(self.args.device), labels.to(self.args.device)
 

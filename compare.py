@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import common
 import drawing
 import evaluate
+from drawing import tables
 
 MODELS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 SAME = "seed sample_steps train_steps batch_size lr samples eta image_count data_source text_encoder_crc32".split()
@@ -42,16 +43,15 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
 def load_run(folder: Path) -> dict:
     """A run's config, and a row for each of its sample files and floors, with speed where there is one."""
     config, measure = drawing.read_config(folder), f"first: python evaluate.py --dataset {folder.parent.name}"
-    tables = [evaluate.read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
-    samples = [*folder.glob("images/samples_*.npz")]
-    drawn = {zlib.crc32(path.read_bytes()) for path in samples}
-    if drawn != {row["samples_crc32"] for row in tables[0]} - {""} or len({len(table) for table in tables}) > 1:
+    parts = [tables.read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
+    drawn = {zlib.crc32(path.read_bytes()) for path in folder.glob("images/samples_*.npz")}
+    if drawn != {row["samples_crc32"] for row in parts[0]} - {""} or len({len(part) for part in parts}) > 1:
         raise common.UserError(f"{folder} has other samples than were measured; {measure}")
-    performance = evaluate.read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
+    performance = tables.read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
     speed = {row["scale"]: row for row in performance}
     rows = []
-    for parts in zip(*tables):
-        row = {k: v for part in parts for k, v in part.items()}
+    for cut in zip(*parts):
+        row = {k: v for part in cut for k, v in part.items()}
         row = {k.removesuffix(f"_{row['extractor']}"): v for k, v in row.items()}
         rows.append((speed.get(row["scale"], {}) if row["phrasings"] != "held out" else {}) | row)
     return {"folder": folder, "script": folder.name, "config": config, "rows": rows}
@@ -113,15 +113,15 @@ def save_speed(path: Path, rows: dict[tuple, dict], real: dict, fid: str) -> Pat
     return save(path, figure)
 
 
-def save_rows(path: Path, dataset: str, files: dict[str, Path]) -> Path:
-    """The first images of every file, a row each, under a caption; at most 26 columns."""
+def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
+    """Images of every file, a row each, beside a caption: two of each class or one, at most 26 of them."""
     arrays = {caption: drawing.load_samples(file) for caption, file in files.items()}
-    names = [words[0] for words in common.CLASS_WORDS[dataset]]
-    columns = min(2 * len(names) if len(names) <= 13 else 26, *(len(labels) for _, labels, _ in arrays.values()))
+    n = min(len(labels) for _, labels, _ in arrays.values())
+    shown = np.arange(min(2 * len(names), n)) if len(names) <= 13 else drawing.shown_classes(len(names), n)
     captions = [name + " (asked for nothing)" * bool(labels[0] < 0) for name, (_, labels, _) in arrays.items()]
-    pixels = np.concatenate([images[:columns] for images, _, _ in arrays.values()])
-    titles = [names[i % len(names)] for i in range(columns)]
-    drawing.save_grid(path, pixels, columns, titles=titles, captions=captions, inches=0.35)
+    pixels = np.concatenate([images[shown] for images, _, _ in arrays.values()])
+    title = f"{len(shown)} of {len(names)} classes" * (len(shown) < len(names))
+    drawing.save_grid(path, pixels, len(shown), title, [names[i % len(names)] for i in shown], captions, inches=0.35)
     return path
 
 
@@ -137,11 +137,11 @@ def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, di
         new = rows.get((key[0], "held out", key[2]), {}) if key else {}
         seeds = str(len(row["n"])) if key else "–"
         cells = {"model": name, "scale": scale or "–", "n": f"{row['n'][0]:.0f}", "seeds": seeds}
-        cells |= {fid if c == "fid" else title: evaluate.write(row[c], form) for c, (title, _, form) in METRICS.items()}
-        cells["similarity, wrong prompts"] = evaluate.write(row["with_wrong_prompts"], "{:.3f}")
+        cells |= {fid if c == "fid" else title: tables.write(row[c], form) for c, (title, _, form) in METRICS.items()}
+        cells["similarity, wrong prompts"] = tables.write(row["with_wrong_prompts"], "{:.3f}")
         count = f", n = {new['n'][0]:.0f}" if new else ""
-        cells["new phrasings"] = evaluate.write(new.get("accuracy"), "{:.1%}") + count
-        cells["images/s"] = evaluate.write(row.get("sample_images_per_second", [])[-1:])  # load, not the seed, moves it
+        cells["new phrasings"] = tables.write(new.get("accuracy"), "{:.1%}") + count
+        cells["images/s"] = tables.write(row.get("sample_images_per_second", [])[-1:])  # load, not the seed, moves it
         cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
         result.append(cells)
     return result
@@ -175,7 +175,7 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     template = environment.get_template("report.jinja")
     links = {name: f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})" for name, path in figures.items()}
     markdown = {"h": lambda text, level: f"{'#' * level} {text}", "p": str, "figure": links.get}
-    text = template.render(facts, **markdown, table=evaluate.table)
+    text = template.render(facts, **markdown, table=tables.table)
     common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
     marked = {"h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>"}
     data = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
@@ -209,14 +209,14 @@ def main(argv: list[str] | None = None) -> None:
         pictured[drawing.with_scale(model, model, float(files[0].stem.split("_w")[1]))] = files[0]
     losses = {model: first[model]["folder"] / "metrics" / "loss.csv" for model in models}
     figures = {
-        "grid": save_rows(here / "grid.png", args.dataset, pictured),
+        "grid": save_rows(here / "grid.png", args.classes, pictured),
         "loss": drawing.save_loss_plot(here / "loss.png", losses),
         "speed": save_speed(here / "speed.png", rows, real, fid),
     }
     for model, points in curves.items():
         files = {f"scale {w:g}": first[model]["folder"] / "images" / f"samples_w{w}.npz" for w, _ in points}
         files = {caption: path for caption, path in files.items() if path.exists()}  # a scale of another seed alone
-        figures[model] = save_rows(study / "images" / f"{model}.png", args.dataset, files)
+        figures[model] = save_rows(study / "images" / f"{model}.png", args.classes, files)
     if curves:
         figures["scale"] = save_curves(study / "plots" / "scale.png", curves, real, "guidance scale", fid)
         forms = {"mean": np.mean, "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan}
@@ -235,8 +235,8 @@ def main(argv: list[str] | None = None) -> None:
         figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
     missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
     save_report(
-        here, figures, dataset=args.dataset, missing=missing, fid=fid, real=real, noise=floors["noise"],
-        write=evaluate.write, steps=bool(by_steps), guided=[*curves],
+        here, figures, dataset=args.dataset, classes=args.classes, missing=missing, fid=fid, guided=[*curves],
+        write=tables.write, steps=bool(by_steps), real=real, noise=floors["noise"],
         settings=[{k: str(first[x]["config"].get(k)).replace("None", "–") for k in SETTINGS} for x in models],
         apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps],
         comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),

@@ -10,7 +10,6 @@ Floors    The same for real images outside the reference, for noise, and (simila
 """
 
 import argparse
-import re
 import sys
 import zlib
 from pathlib import Path
@@ -22,7 +21,9 @@ from torchvision.models import inception_v3
 
 import common
 import drawing
+import loading
 import tiny_clip
+from drawing.tables import table
 
 INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 REFERENCE = 5000  # real images that others are compared with, at most
@@ -39,7 +40,7 @@ TABLES = {
 def inception_features(device: torch.device):
     """-> pixels uint8 (n, 28, 28) -> (n, 2048): of torchvision's Inception v3, before its last layer."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
-    common.fetch(INCEPTION, path, path.stem.split("-")[-1])
+    loading.fetch(INCEPTION, path, path.stem.split("-")[-1])
     try:
         net = inception_v3(weights=None, init_weights=False, transform_input=False)  # as it is fed pixels in [-1, 1]
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -117,17 +118,17 @@ class Judge:
     """Measures images against real ones: of each class an equal number is the reference, as many others calibrate."""
 
     def __init__(self, args: argparse.Namespace):
-        images, labels, self.names, _ = common.load_dataset(args.dataset, args.data_dir)
-        self.tiny, self.clip = (tiny_clip.load_clip(name, args.device) for name in ("tiny", args.clip))
+        images, labels, self.names, _ = common.load_dataset(args.dataset, args.data_dir, **common.which(args))
+        self.tiny, self.clip = (tiny_clip.load_clip(name, args) for name in ("tiny", args.clip))
         self.extractor, self.features = pick_extractor(args.extractor, self.tiny)
-        self.classes = tiny_clip.class_vectors(self.tiny, args.dataset).cpu().numpy()
+        self.classes = tiny_clip.class_vectors(self.tiny, args).cpu().numpy()
         half = min(REFERENCE // len(self.names), labels.bincount().min().item() // 2)
         torch.manual_seed(0)
         groups = [(labels == y).nonzero()[:, 0] for y in range(len(self.names))]
         picked = torch.stack([group[torch.randperm(len(group))[: 2 * half]] for group in groups], 1)  # (2 half, C)
         pixels = drawing.to_pixels(images[picked.flatten()])
         self.reference, self.real = self.features(pixels[: len(pixels) // 2]), pixels[len(pixels) // 2 :]
-        prompts, labels = drawing.balanced_prompts(args.dataset, common.TRAIN_TEMPLATES[args.dataset], len(self.real))
+        prompts, labels = drawing.balanced_prompts(args, common.TRAIN_TEMPLATES, len(self.real))
         self.labels, self.prompts, self.floors = labels.numpy(), np.array(prompts), {}
         self.diversity = mse_diversity(self.real, self.labels)
 
@@ -181,49 +182,33 @@ class Judge:
 
 
 def find_runs(args: argparse.Namespace) -> list[Path]:
-    """Folders with samples in --out/<dataset> and --out/*/<dataset>; UserError if there is none, or none of a name."""
+    """Folders with samples in --out/<dataset> and --out/*/<dataset>; UserError if there is none, or none of a name.
+
+    Puts into args what the first of them learned; those that learned something else are left out.
+    """
     found = [x for under in ("", "*/") for x in sorted(args.out.glob(f"{under}{args.dataset}/[!.]*"))]
     found = [path for path in found if any(path.glob("images/samples_*.npz"))]
     for name in args.models or ["a4_full"] * (not found):
         if name not in [path.name for path in found]:
             first = f"python {name}.py --dataset {args.dataset}"
             raise common.UserError(f"no samples of {name} in {args.out / args.dataset}; first: {first}")
-    return [path for path in found if not args.models or path.name in args.models]
+    found = [path for path in found if not args.models or path.name in args.models]
+    which = {path: [drawing.read_config(path)[flag] for flag in common.WHICH] for path in found}
+    for path in found:
+        if which[path] != which[found[0]]:
+            print(f"left out: {path}, which has other classes or images than {found[0]}", file=sys.stderr)
+    for flag, value in zip(common.WHICH, which[found[0]]):
+        setattr(args, flag, value)
+    return [path for path in found if which[path] == which[found[0]]]
 
 
 def parser(script: str, doc: str) -> argparse.ArgumentParser:
     """The flags of this script that compare.py has too."""
     parser = common.Parser(script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="for example a4_full; default: every run found")
-    parser.add_argument("--dataset", default="mnist", choices=list(common.CLASS_WORDS), help="default mnist")
+    parser.add_argument("--dataset", default="mnist", choices=list(common.TRAIN_STEPS), help="default mnist")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept (default results)")
     return parser
-
-
-def read_table(path: Path, remedy: str) -> list[dict]:
-    """Rows of a CSV, numbers as float; UserError if it is cut short."""
-    rows = common.read_csv(path)
-    if not rows or not path.read_text().endswith("\n") or any(None in (*row, *row.values()) for row in rows):
-        raise common.UserError(f"{path} is missing or cut short; {remedy}")
-    return [{k: float(v) if re.fullmatch(r"[-+.\de]*\d|nan", v) else v for k, v in row.items()} for row in rows]
-
-
-def write(values: list[float] | None, form: str = "{:.3g}") -> str:
-    """Mean, and with several seeds the standard deviation."""
-    if not values or np.isnan(values).any():
-        return "–"
-    form = form if abs(np.mean(values)) < 1000 else "{:,.0f}"
-    spread = f" ± {form.replace('3g', '2g').format(np.std(values, ddof=1))}" if len(values) > 1 else ""
-    return form.format(np.mean(values)) + spread
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown whose columns line up in a terminal too."""
-    cells = [list(rows[0]), *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
-    cells = [["–" if cell in ("nan", "") else cell for cell in line] for line in cells]
-    width = [max(map(len, column)) for column in zip(*cells)]
-    cells.insert(1, ["-" * w for w in width])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, width)) + " |" for line in cells)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -242,7 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     hidden = "reference", "extractor", "mse_diversity", "text_encoder", "samples_crc32"
     print(table([{k: v for k, v in row.items() if k not in hidden} for row in rows]))
     print(f"{len(judge.reference)} real images are the reference; text encoder {judge.clip.name}")
-    arrays = {"images": judge.real[:260], "labels": judge.labels[:260], "prompts": judge.prompts[:260]}  # for compare
+    n = max(260, len(args.classes))
+    arrays = {"images": judge.real[:n], "labels": judge.labels[:n], "prompts": judge.prompts[:n]}  # for compare
     common.save_file(args.out / args.dataset / "compare" / "real.npz", lambda file: np.savez(file, **arrays))
 
 

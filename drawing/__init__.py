@@ -4,7 +4,6 @@ import json
 import math
 import re
 import sys
-import textwrap
 import time
 import zipfile
 import zlib
@@ -12,12 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 import common
-
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
-
+from drawing.figures import COLORS, save_grid, save_loss_plot, shown_classes  # noqa: F401
 
 # ── Samples ──
 
@@ -30,18 +26,18 @@ def heldout_scale(run: common.Run) -> float:
 def sample_files(run: common.Run) -> dict[Path, tuple]:
     """Each sample file of a run -> its templates (none for a script without text), guidance scale, number of images."""
     args, w = run.args, heldout_scale(run)
-    trained, heldout = common.TRAIN_TEMPLATES[args.dataset], common.HELDOUT_TEMPLATES[args.dataset]
+    trained, heldout = common.TRAIN_TEMPLATES, common.HELDOUT_TEMPLATES
     if common.meaningless(args.script, "prompt"):
-        return {run.images / "samples_w1.0.npz": ([], 1.0, args.samples)}
+        return {run.images / "samples_w1.0.npz": ({}, 1.0, args.samples)}
     files = {run.images / f"samples_w{w}.npz": (trained, w, args.samples) for w in args.scales}
     return files | {run.images / f"samples_heldout_w{w}.npz": (heldout, w, min(500, args.samples))}
 
 
-def balanced_prompts(dataset: str, templates: list[str], n: int) -> tuple[list[str], torch.Tensor]:
+def balanced_prompts(args, templates: dict[str, list[str]], n: int) -> tuple[list[str], torch.Tensor]:
     """n prompts round the classes and their phrasings -> prompts, labels int64 (n,); without templates "" and -1."""
     if not templates:
         return [""] * n, torch.full((n,), -1)
-    texts = common.phrasings(dataset, templates)
+    texts = common.phrasings(args, templates)
     labels = torch.arange(n) % len(texts)
     return [texts[y][i // len(texts) % len(texts[y])] for i, y in enumerate(labels.tolist())], labels
 
@@ -88,7 +84,7 @@ def save_samples(run: common.Run, draw) -> None:
         heldout = "heldout" in path.name
         if path.exists() and (heldout or str(scale) in rows):
             continue
-        (prompts, labels), start = balanced_prompts(args.dataset, templates, n), time.perf_counter()
+        (prompts, labels), start = balanced_prompts(args, templates, n), time.perf_counter()
         pixels = draw_all(run, draw, prompts, scale, f"samples at scale {scale:g}")
         speed = n / (time.perf_counter() - start)
         if not heldout:
@@ -122,56 +118,13 @@ def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def read_config(folder: Path) -> dict:
     """A run's config.json; UserError if it is missing or damaged."""
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text())
+        return {"classes": config["classes"], **config}
+    except (OSError, TypeError, ValueError, LookupError) as error:
         raise common.UserError(f"{folder}/config.json: {common.one_line(error)}; run its script with --fresh") from None
 
 
 # ── Pictures ──
-
-
-def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3) -> None:
-    """pixels: images uint8 (28, 28), row by row. titles stand over the columns, captions left of the rows."""
-    rows, tile = math.ceil(len(pixels) / columns), 30
-    blank = np.full((rows * columns, tile, tile), 255, np.uint8)
-    blank[: len(pixels), 1:-1, 1:-1] = pixels
-    canvas = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2).reshape(rows * tile, columns * tile)
-    width = inches * columns + 0.085 * max(map(len, captions), default=0)
-    lines = textwrap.wrap(title, max(12, int(width / 0.065)))
-    height = inches * rows + 0.12 * len(lines) + 0.18 * bool(titles) + 0.05
-    figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
-    axes = figure.add_axes((1 - inches * columns / width, 0, inches * columns / width, inches * rows / height))
-    axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
-    style = {"fontsize": 7, "parse_math": False}  # a prompt may hold a $, which is no mathematics
-    middle = np.arange(max(rows, columns)) * tile + tile / 2
-    axes.set_xticks(middle[: len(titles)], titles, **style)
-    axes.set_yticks(middle[: len(captions)], captions, **style)
-    axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    figure.suptitle("\n".join(lines), y=1, va="top", **style)
-    options = {"format": "png", "dpi": 200, "bbox_inches": "tight", "pad_inches": 0.05}
-    common.save_file(path, lambda file: figure.savefig(file, **options))
-
-
-def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
-    """curves: model -> its loss.csv; raw faint, over it the mean of 15 rows; a GAN's losses on axes of their own."""
-    logs = {model: log for model, file in curves.items() if (log := common.read_csv(file))}
-    lines = [(name != "loss", model, name) for model, log in logs.items() for name in log[0] if name.endswith("loss")]
-    kinds = sorted({kind for kind, _, _ in lines})
-    figure = Figure(figsize=(7 if len(kinds) < 2 else 11, 4), layout="constrained")
-    all_axes = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0]))
-    for (kind, model, name), color in zip(lines, COLORS * len(lines)):
-        step, loss = np.array([(int(row["step"]), float(row[name])) for row in logs[model]]).T
-        width, label = min(15, len(loss)), f"{model}, {name.replace('_', ' ')}" if kind else model
-        all_axes[kind].plot(step, loss, color=color, alpha=0.25)
-        mean = np.convolve(loss, np.ones(width) / width, "valid")
-        all_axes[kind].plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
-    for kind, axes in all_axes.items():
-        axes.set(xlabel="training step", ylabel="loss" if kind else "denoising loss: MSE of v", yscale="log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
-    common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
-    return path
 
 
 def complete(run: common.Run) -> bool:
@@ -209,7 +162,7 @@ def save_prompt_picture(run: common.Run, draw) -> None:
     slug = re.sub(r"\W+", "_", args.prompt.lower())[:40].strip("_") + f"_{zlib.crc32(args.prompt.encode()):08x}"
     name = f"prompt_{slug}_w{args.scale:g}_n{args.n}_seed{args.seed}_steps{args.sample_steps}_eta{args.eta:g}.png"
     path = run.images / name
-    words = [word for group in common.CLASS_WORDS[args.dataset] for word in group]
+    words = [word for pair in common.class_words(args.dataset, args.classes) for word in pair]
     if not any(re.search(rf"\b{re.escape(word)}\b", args.prompt, re.IGNORECASE) for word in words):
         print(f"note: the prompt names nothing the model was trained on ({', '.join(words[:4])}, ...)", file=sys.stderr)
     if run.step < run.config["train_steps"]:
@@ -222,29 +175,34 @@ def save_prompt_picture(run: common.Run, draw) -> None:
 
 def save_run_pictures(run: common.Run, draw) -> None:
     """samples.png from the samples on disk, prompts.png and denoising.png drawn anew, loss.png from loss.csv."""
-    dataset, scale = run.args.dataset, heldout_scale(run)
-    script, names = run.args.script, [words[0] for words in common.CLASS_WORDS[dataset]]
-    templates = zip(common.TRAIN_TEMPLATES[dataset][1:], common.HELDOUT_TEMPLATES[dataset])
+    args, scale, names = run.args, heldout_scale(run), run.args.classes
+    script, words = args.script, common.class_words(args.dataset, names)
+    templates = zip(common.TRAIN_TEMPLATES[args.dataset][1:], common.HELDOUT_TEMPLATES[args.dataset])
     pairs = enumerate(pair for both in templates for pair in zip(both, ("", " *")))
-    picked = [(t.format(common.CLASS_WORDS[dataset][i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
+    picked = [(t.format(words[i % len(names)][i // 3 % 2]), mark) for i, (t, mark) in pairs][:12]
     prompts, captions = [prompt for prompt, _ in picked], [prompt + mark for prompt, mark in picked]
-    columns = len(names)
     if common.meaningless(script, "prompt"):
-        prompts, names = [""] * 6, ()
+        prompts = [""] * 6
     else:
         pixels = draw_all(run, draw, [prompt for prompt in prompts for _ in range(8)], scale, "prompts.png")
         title = with_scale(script, script, scale) + "; * = a phrasing never trained on"
         save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
     film = []
-    draw(prompts[:6], scale, torch.Generator().manual_seed(run.args.seed), film)
+    draw(prompts[:6], scale, torch.Generator().manual_seed(args.seed), film)
     frames = [film[i] for i in np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)]
     strip = [to_pixels(images)[row] for row in range(6) for _, images in frames]
     to_image = "x_t, from noise (t = 1000) to the image (t = 0)"
     what = "a walk from one z to another" if script == "cgan" else to_image
     save_grid(run.images / "denoising.png", strip, len(frames), what, [str(t) for t, _ in frames], prompts[:6])
     save_loss_plot(run.folder / "plots" / "loss.png", {script: run.metrics / "loss.csv"})
-    w = run.args.scales[len(run.args.scales) // 2]
-    with np.load(run.images / f"samples_w{w}.npz") as file:
-        pixels, title = file["images"][: 10 * columns], with_scale(script, script, w)
-    save_grid(run.images / "samples.png", pixels, columns, title, names)
+    w = args.scales[len(args.scales) // 2]
+    pixels, labels, _ = load_samples(run.images / f"samples_w{w}.npz")
+    shown, title = shown_classes(len(names), len(pixels)), with_scale(script, script, w)
+    if labels[0] < 0:
+        titles, order = (), np.arange(min(10 * len(shown), len(pixels)))
+    else:
+        titles, order = [names[y] for y in shown], (np.arange(10)[:, None] * len(names) + shown).flatten()
+        title += f"; {len(shown)} of {len(names)} classes" * (len(shown) < len(names))
+    inches = 0.3 if len(shown) > 13 else min(0.6, max(0.3, max(map(len, titles), default=0) / 18))  # so that they fit
+    save_grid(run.images / "samples.png", pixels[order[order < len(pixels)]], len(shown), title, titles, inches=inches)

@@ -1,8 +1,10 @@
 """Shared by the tests: the command line in a subprocess, a local server, and a world without a network."""
 
+import argparse
 import functools
 import http.server
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -13,6 +15,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import common  # noqa: E402
+
+
+def data_args(dataset="mnist", classes=common.DIGITS, **others):
+    """What functions read of a script's arguments, for one data set."""
+    given = {"emnist_split": None, "per_class": None, "data_dir": Path("data"), "device": torch.device("cpu")}
+    return argparse.Namespace(dataset=dataset, classes=list(classes), **given | others)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +57,11 @@ def offline(monkeypatch, offline_env):
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
 
 
+def idx(array):
+    """The IDX format of MNIST's and EMNIST's files: magic number, sizes, bytes."""
+    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype("uint8").tobytes()
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     truncate = None  # a file name served only half
 
@@ -68,7 +85,7 @@ def server(tmp_path, monkeypatch):
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root))
     httpd.requests, httpd.truncate, httpd.root = [], None, root
     httpd.url = f"http://127.0.0.1:{httpd.server_port}/"
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     yield httpd
     httpd.shutdown()
     httpd.server_close()

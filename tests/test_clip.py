@@ -7,16 +7,19 @@ import time
 
 import pytest
 import torch
+from conftest import data_args
 
 import common
+import loading
 import tiny_clip
+from loading import openai_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # tracing tells of its retirement, at length
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return tiny_clip.load_clip("tiny", torch.device("cpu"))
+    return tiny_clip.load_clip("tiny", data_args())
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def openai_files(tmp_path_factory):
 
 def test_jit_archive_and_state_dict_are_the_same_model(openai_files):
     texts, images = ["a seven", "the number 3"], torch.rand(2, 1, 28, 28) * 2 - 1
-    jit, state = (tiny_clip.load_clip(str(openai_files / name), torch.device("cpu")) for name in ("jit.pt", "state.pt"))
+    jit, state = (tiny_clip.load_clip(str(openai_files / name), data_args()) for name in ("jit.pt", "state.pt"))
     assert jit.dim == 32 and jit.encode_text(texts).dtype == torch.float32
     assert (jit.encode_text(texts) - state.encode_text(texts)).abs().max() < 1e-5
     assert (jit.encode_image(images) - state.encode_image(images)).abs().max() < 1e-5
@@ -56,14 +59,14 @@ def clip_host(server, openai_files, monkeypatch, tmp_path):
     (server.root / sha256 / "ViT-B-32.pt").write_bytes(data)
     clip = tiny_clip.import_clip().clip
     monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"{server.url}{sha256}/ViT-B-32.pt")
-    monkeypatch.setattr(tiny_clip.Path, "home", lambda: tmp_path / "home")  # never the user's own cache
+    monkeypatch.setattr(openai_clip.Path, "home", lambda: tmp_path / "home")  # never the user's own cache
     server.file = server.root / sha256 / "ViT-B-32.pt"
     return server
 
 
 def test_auto_downloads_openais_model_and_then_finds_it_in_the_cache(clip_host):
     for _ in range(2):
-        loaded = tiny_clip.load_clip("auto", torch.device("cpu"))
+        loaded = tiny_clip.load_clip("auto", data_args())
         assert (loaded.name, loaded.dim) == ("ViT-B/32", 32)
     assert len(clip_host.requests) == 1
 
@@ -72,7 +75,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(clip_host, tmp_path):
     cached = tmp_path / "home" / ".cache" / "clip" / "ViT-B-32.pt"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"half a download")
-    assert tiny_clip.load_clip("ViT-B/32", torch.device("cpu")).dim == 32
+    assert tiny_clip.load_clip("ViT-B/32", data_args()).dim == 32
     assert cached.read_bytes() == clip_host.file.read_bytes()
 
 
@@ -84,15 +87,15 @@ def test_a_bad_download_falls_back_only_for_auto(clip_host, capfd, fault):
         clip_host.file.write_text("<html>sign in</html>")
     else:
         clip_host.file.unlink()
-    assert tiny_clip.load_clip("auto", torch.device("cpu")).name == "tiny"
+    assert tiny_clip.load_clip("auto", data_args()).name == "tiny"
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
     with pytest.raises(common.UserError, match="ViT-B/32"):
-        tiny_clip.load_clip("ViT-B/32", torch.device("cpu"))
+        tiny_clip.load_clip("ViT-B/32", data_args())
 
 
 def test_a_dead_network_is_noticed_within_15_seconds(offline, capfd):
     start = time.time()
-    assert tiny_clip.load_clip("auto", torch.device("cpu")).name == "tiny"
+    assert tiny_clip.load_clip("auto", data_args()).name == "tiny"
     assert time.time() - start < 15
     assert "tiny CLIP" in capfd.readouterr().err
 
@@ -101,7 +104,7 @@ def test_a_damaged_checkpoint_and_an_unknown_name(tmp_path):
     (tmp_path / "cut.pt").write_bytes((common.ROOT / "assets/tiny_clip.pt").read_bytes()[:100_000])
     for name in (str(tmp_path / "cut.pt"), "ViT-Z/9", str(common.ROOT / "README.md")):
         with pytest.raises(common.UserError):
-            tiny_clip.load_clip(name, torch.device("cpu"))
+            tiny_clip.load_clip(name, data_args())
 
 
 def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
@@ -120,8 +123,8 @@ def test_a_prompt_over_77_tokens_is_refused(tiny):
 
 
 def test_the_embedded_clip_reads_digits_it_never_saw(tiny):
-    pixels, labels = common.embedded_mnist("test")
-    result = tiny_clip.measure(tiny, "mnist", pixels[:, None].float() / 127.5 - 1, labels)
+    pixels, labels = loading.embedded_mnist("test")
+    result = tiny_clip.measure(tiny, data_args(), pixels[:, None].float() / 127.5 - 1, labels)
     assert result["zero-shot"] >= 0.985 and result["held-out phrasings"] >= 0.98, result
     assert (common.ROOT / "assets" / "tiny_clip.pt").stat().st_size < 8e6
 
@@ -138,7 +141,7 @@ def test_seven_by_any_name_is_a_seven(tiny):
         "draw the digit 7 for me",
         "show me the figure 7",
     ]
-    assert ((tiny.encode_text(asked) @ tiny_clip.class_vectors(tiny, "mnist").T).argmax(1) == 7).all()
+    assert ((tiny.encode_text(asked) @ tiny_clip.class_vectors(tiny, data_args()).T).argmax(1) == 7).all()
 
 
 def test_tiny_clip_trains_and_writes_what_it_can_read(cli, tmp_path):

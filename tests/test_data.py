@@ -3,21 +3,17 @@
 import gzip
 import hashlib
 import socket
-import struct
 import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import data_args, idx
 from torchvision.datasets import MNIST
 
 import common
 import drawing
-
-
-def idx(array):
-    """The IDX format of MNIST's files: magic number, sizes, bytes."""
-    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+import loading
 
 
 @pytest.fixture
@@ -108,21 +104,21 @@ def test_hosts_that_accept_and_never_answer_are_given_up_within_15_seconds(tmp_p
 
 
 def test_embedded_splits_share_no_image():
-    train, _ = common.embedded_mnist("train")
-    test, labels = common.embedded_mnist("test")
+    train, _ = loading.embedded_mnist("train")
+    test, labels = loading.embedded_mnist("test")
     assert torch.bincount(labels).tolist() == [50] * 10
     assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in test}
 
 
 def test_template_lists():
-    for dataset in common.CLASS_WORDS:
+    for dataset in common.TRAIN_STEPS:
         trained, heldout = common.TRAIN_TEMPLATES[dataset], common.HELDOUT_TEMPLATES[dataset]
         assert len(set(trained)) >= 12 and len(set(heldout)) >= 10 and not set(trained) & set(heldout)
         assert all(t.count("{}") == 1 for t in trained + heldout)
 
 
 def test_balanced_prompts():
-    prompts, labels = drawing.balanced_prompts("mnist", ["draw {}", "{}!"], 45)
+    prompts, labels = drawing.balanced_prompts(data_args(), {"mnist": ["draw {}", "{}!"]}, 45)
     assert torch.bincount(labels).tolist() == [5] * 5 + [4] * 5
     assert prompts[:2] + [prompts[7], prompts[17], prompts[27], prompts[37]] == [
         "draw zero", "draw one", "draw seven", "draw 7", "seven!", "7!",

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import data_args
 
 import a0_uncond
 import a1_cond
@@ -36,7 +37,7 @@ class FakeRun:
 
     def __init__(self, steps, batch_size=64):
         self.n, self.losses = steps, []
-        self.args = argparse.Namespace(dataset="mnist", device="cpu", lr=1e-3, batch_size=batch_size, train_steps=steps)
+        self.args = data_args(lr=1e-3, batch_size=batch_size, train_steps=steps)
         self.encoder = argparse.Namespace(dim=8, encode_text=lambda texts: unit(len(texts)))
 
     def load_data(self):

@@ -1,6 +1,5 @@
 """Metrics against what can be worked out by hand, and the two commands over runs whose samples are real digits."""
 
-import argparse
 import csv
 import hashlib
 import html.parser
@@ -13,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import data_args
 from matplotlib.image import imread
 
 import common
 import compare
 import drawing
 import evaluate
+import loading
 import tiny_clip
 
 CPU = torch.device("cpu")
@@ -75,27 +76,25 @@ def test_precision_and_coverage_on_a_line():
 
 
 def test_wrong_prompts_are_of_other_classes():
-    prompts, labels = drawing.balanced_prompts("mnist", common.TRAIN_TEMPLATES["mnist"], 95)
+    prompts, labels = drawing.balanced_prompts(data_args(), common.TRAIN_TEMPLATES, 95)
     wrong = evaluate.wrong_prompts(labels.numpy(), np.array(prompts))
-    texts = common.phrasings("mnist", common.TRAIN_TEMPLATES["mnist"])
+    texts = common.phrasings(data_args(), common.TRAIN_TEMPLATES)
     assert all(wrong[i] not in texts[y] for i, y in enumerate(labels.tolist())) and len(set(wrong)) > 50
 
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "reachable", lambda url: False)
+        patch.setattr(loading, "reachable", lambda url: False)
         folder = tmp_path_factory.mktemp("no_data")
-        return evaluate.Judge(
-            argparse.Namespace(dataset="mnist", data_dir=folder, clip="tiny", extractor="tiny", device=CPU)
-        )
+        return evaluate.Judge(data_args(data_dir=folder, clip="tiny", extractor="tiny"))
 
 
 def digits(n=500):
     """n unseen real digits as a model would leave them -> images, labels, prompts."""
-    pixels, labels = common.embedded_mnist("test")
+    pixels, labels = loading.embedded_mnist("test")
     order = torch.stack([(labels == y).nonzero()[:, 0] for y in range(10)], 1).flatten()[:n]
-    prompts, asked = drawing.balanced_prompts("mnist", common.TRAIN_TEMPLATES["mnist"], n)
+    prompts, asked = drawing.balanced_prompts(data_args(), common.TRAIN_TEMPLATES, n)
     assert torch.equal(labels[order], asked)
     return pixels[order].numpy(), asked.numpy(), np.array(prompts)
 
@@ -178,7 +177,7 @@ def test_inception_is_fetched_and_fed_as_torchvision_wants_it(inception_file, se
 
 def test_without_inception_auto_says_what_it_takes_and_a_name_is_strict(offline, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tiny = tiny_clip.load_clip("tiny", CPU)
+    tiny = tiny_clip.load_clip("tiny", data_args())
     name, features = evaluate.pick_extractor("auto", tiny)
     assert name == "tiny_clip" and "embedded CLIP" in capsys.readouterr().err
     seen = features(digits(4)[0])
@@ -205,6 +204,7 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
         path = folder / "images" / f"samples_heldout_w{2.0 if len(scales) > 1 else 1.0}.npz"
         common.save_file(path, lambda file: np.savez(file, **arrays))
     facts = {"script": script, "seed": seed, "sample_steps": 14, "parameters": 1234567} | config
+    facts |= common.which(data_args())
     common.save_file(folder / "config.json", lambda file: file.write(json.dumps(facts).encode()))
     speed = [
         {"parameters": 1234567, "scale": w, "sample_images_per_second": 100 / (1 + i)} for i, w in enumerate(scales)
@@ -371,7 +371,7 @@ def test_damage_is_one_clear_line(copy, monkeypatch, what):
         path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     before = (copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv").read_bytes()
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(common, "reachable", lambda url: False)
+    monkeypatch.setattr(loading, "reachable", lambda url: False)
     with pytest.raises(common.UserError, match=re.escape(said)) as caught:
         if script == "evaluate.py":
             evaluate.main(EVALUATE.split()[1:] + ["a4_full"])

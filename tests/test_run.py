@@ -12,10 +12,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import data_args
 from matplotlib.image import imread
 
 import a4_full
 import common
+import loading
 
 TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3 --scales 1,2"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
@@ -79,7 +81,7 @@ def test_a_run_leaves_the_files_of_the_design(finished):
             assert np.bincount(file["labels"]).tolist() == [3] * 10 and file["labels"].dtype == np.int64
             templates = (common.HELDOUT_TEMPLATES if "heldout" in name else common.TRAIN_TEMPLATES)["mnist"]
             for prompt, label in zip(file["prompts"], file["labels"]):
-                assert str(prompt) in {t.format(word) for t in templates for word in common.CLASS_WORDS["mnist"][label]}
+                assert str(prompt) in {t.format(word) for t in templates for word in (str(label), common.DIGITS[label])}
     for name in ("images/samples.png", "images/denoising.png", "images/prompts.png", "plots/loss.png"):
         picture = imread(run / name)
         assert min(picture.shape[:2]) > 150 and picture.std() > 0.05, name
@@ -122,7 +124,7 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
             assert file["images"].shape == (30, 28, 28) and file["images"].std() > 5
             if text:
                 assert np.bincount(file["labels"]).tolist() == [3] * 10 and all(file["prompts"] != "")
-                heldout = common.phrasings("mnist", common.HELDOUT_TEMPLATES["mnist"])
+                heldout = common.phrasings(data_args(), common.HELDOUT_TEMPLATES)
                 assert (str(file["prompts"][12]) in heldout[2]) == ("heldout" in path.name)
             else:
                 assert (file["labels"] == -1).all() and (file["prompts"] == "").all()
@@ -399,7 +401,7 @@ def test_a_checkpoint_is_never_run_as_code(copy, cli):
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(common, "reachable", lambda *_: False)
+    monkeypatch.setattr(loading, "reachable", lambda *_: False)
     monkeypatch.setattr(common.Run, "SAVE_EVERY", 0)
     true_loss, calls = a4_full.diffusion_loss, []
 

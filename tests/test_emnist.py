@@ -1,0 +1,167 @@
+"""EMNIST by the true path: the zip of gzipped IDX files, mirrored, letters counted from 1, from a server or by hand."""
+
+import gzip
+import hashlib
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import data_args, idx
+from matplotlib import font_manager, ft2font
+from torchvision.datasets import EMNIST
+
+import common
+import loading
+import tiny_clip
+
+UPPER, LOWER = range(65, 91), range(97, 123)
+OFFICIAL = {  # split -> ASCII code of each label, from the emnist-<split>-mapping.txt in the official archive
+    "digits": [*range(48, 58)],
+    "letters": [*UPPER],
+    "byclass": [*range(48, 58), *UPPER, *LOWER],
+    "balanced": [*range(48, 58), *UPPER, 97, 98, 100, 101, 102, 103, 104, 110, 113, 114, 116],
+}
+FONTS = "DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral", "cmr10", "cmss10", "cmtt10"
+
+
+def rendered(character, font="DejaVu Sans", bold=False):
+    """-> uint8 (28, 28), white on black, the right way up, centred."""
+    face = font_manager.findfont(font_manager.FontProperties(family=font, weight="bold" if bold else "normal"))
+    glyph = ft2font.FT2Font(face)
+    glyph.set_size(22, 72)
+    glyph.set_text(character)
+    glyph.draw_glyphs_to_bitmap()
+    image = np.asarray(glyph.get_image())[:28, :28]
+    image = image[np.ix_(image.any(1), image.any(0))][:28, :28]
+    (h, w), page = image.shape, np.zeros((28, 28), np.uint8)
+    page[(28 - h) // 2 : (28 - h) // 2 + h, (28 - w) // 2 : (28 - w) // 2 + w] = image
+    return page
+
+
+def letters(characters, n):
+    """n jittered images of each, from several fonts -> uint8 (N, 28, 28), labels from 0, in turn."""
+    torch.manual_seed(0)
+    styles = [
+        (font, bold) for font in FONTS for bold in ((False, True) if font.startswith(("Deja", "STIX")) else (False,))
+    ]
+    pages = np.stack([rendered(x, *styles[i % len(styles)]) for i in range(n) for x in characters])
+    images = tiny_clip.jitter(torch.from_numpy(pages)[:, None] / 127.5 - 1)
+    return ((images[:, 0] + 1) * 127.5).round().byte().numpy(), np.tile(np.arange(len(characters)), n)
+
+
+def write_archive(path, parts):
+    """parts: name such as letters-train -> images the right way up, labels from 0. -> the archive's MD5."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, (images, labels) in parts.items():
+            mirrored, counted = images.swapaxes(1, 2), labels + name.startswith("letters")
+            for kind, array in {"images-idx3": mirrored, "labels-idx1": counted}.items():
+                archive.writestr(f"gzip/emnist-{name}-{kind}-ubyte.gz", gzip.compress(idx(array), 1))
+        archive.writestr("gzip/emnist-letters-mapping.txt", "".join(f"{y + 1} {65 + y} {97 + y} \n" for y in range(26)))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def emnist_host(server, monkeypatch):
+    """Serves gzip.zip as EMNIST's host does; server.parts is what is in it."""
+    server.parts = {}
+    for split, codes in OFFICIAL.items():
+        for part, n in (("train", 2), ("test", 1)):
+            server.parts[f"{split}-{part}"] = letters([chr(x) for x in codes], n)
+    md5 = write_archive(server.root / "gzip.zip", server.parts)
+    monkeypatch.setattr(EMNIST, "url", f"{server.url}gzip.zip")
+    monkeypatch.setattr(EMNIST, "md5", md5)
+    return server
+
+
+@pytest.mark.parametrize("split", OFFICIAL)
+def test_names_are_those_of_the_official_mapping(split):
+    names = [chr(code) for code in OFFICIAL[split]]
+    assert list(common.EMNIST_SPLITS[split]) == names
+    words = common.class_words("emnist", names)
+    spoken = [tuple(tiny_clip.import_clip().clip._tokenizer.encode(word)) for pair in words for word in pair]
+    assert len(set(spoken)) == 2 * len(names), "CLIP reads no capitals, so the words must tell b and B apart"
+    merged = {"c", "i", "j", "k", "l", "m", "o", "p", "s", "u", "v", "w", "x", "y", "z"}
+    if split == "balanced":
+        assert {chr(x) for x in LOWER} - set(names) == merged
+        assert (
+            ("C", "letter C") in words and ("capital B", "uppercase B") in words and ("small b", "lowercase b") in words
+        )
+
+
+def test_download_is_announced_and_every_split_is_upright_from_0(emnist_host, tmp_path, capfd):
+    common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    asked = len(emnist_host.requests)
+    for split, codes in OFFICIAL.items():
+        for part in ("train", "test"):
+            images, labels, names, source = common.load_dataset("emnist", tmp_path, part, emnist_split=split)
+            pixels, y = emnist_host.parts[f"{split}-{part}"]
+            assert source == "torchvision" and names == [chr(code) for code in codes]
+            assert labels.tolist() == y.tolist() and images.shape == (len(pixels), 1, 28, 28)
+            assert np.abs((images[:, 0].numpy() + 1) * 127.5 - pixels).max() < 1e-3
+    assert len(emnist_host.requests) == asked and capfd.readouterr().err.count("540 MB") == 1
+
+
+def test_an_archive_put_there_by_hand_needs_no_network(emnist_host, tmp_path, monkeypatch, capfd):
+    (tmp_path / "EMNIST" / "raw").mkdir(parents=True)
+    (emnist_host.root / "gzip.zip").rename(tmp_path / "EMNIST" / "raw" / "gzip.zip")
+    monkeypatch.setattr(EMNIST, "url", "http://127.0.0.1:9/gzip.zip")
+    assert len(common.load_dataset("emnist", tmp_path, emnist_split="letters")[0]) == 52
+    assert "540 MB" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("cut", ["images-idx3", "labels-idx1"])
+def test_a_truncated_file_is_set_aside_and_unpacked_again(emnist_host, tmp_path, capfd, cut):
+    common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    path = tmp_path / "EMNIST" / "raw" / f"emnist-letters-train-{cut}-ubyte"
+    path.write_bytes(path.read_bytes()[:20])
+    assert len(common.load_dataset("emnist", tmp_path, emnist_split="letters")[0]) == 52
+    assert "damaged" in capfd.readouterr().err and list(path.parent.glob("*.damaged"))
+
+
+@pytest.mark.parametrize("fault", ["half", "html", "gone", "offline"])
+def test_without_the_archive_one_line_names_it_and_its_place(emnist_host, tmp_path, monkeypatch, fault):
+    if fault == "half":
+        emnist_host.truncate = "gzip.zip"
+    elif fault == "html":  # what the archive's host has been seen to answer
+        (emnist_host.root / "gzip.zip").write_text("<html>moved</html>")
+    elif fault == "gone":
+        (emnist_host.root / "gzip.zip").unlink()
+    else:
+        monkeypatch.setattr(EMNIST, "url", "http://127.0.0.1:9/gzip.zip")
+    with pytest.raises(common.UserError) as caught:
+        common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    message = str(caught.value)
+    assert f"fetch {EMNIST.url}" in message and str(tmp_path / "EMNIST/raw/gzip.zip") in message and "\n" not in message
+
+
+def test_labels_of_another_split_are_refused(emnist_host, tmp_path):
+    common.load_dataset("emnist", tmp_path, emnist_split="byclass")
+    raw = tmp_path / "EMNIST" / "raw"
+    for kind in ("images-idx3", "labels-idx1"):
+        (raw / f"emnist-byclass-train-{kind}-ubyte").replace(raw / f"emnist-letters-train-{kind}-ubyte")
+    with pytest.raises(common.UserError, match="out of range"):
+        common.load_dataset("emnist", tmp_path, emnist_split="letters")
+
+
+def test_captions_about_other_letters_have_articles_in_them():
+    """A sentence about B may hold "a" and "I", which are letters too; about A, only before the A that is meant."""
+    torch.manual_seed(0)
+    encode = tiny_clip.import_clip().clip._tokenizer.encode
+    words = [[encode(word) for word in pair] for pair in common.class_words("emnist", common.EMNIST_SPLITS["letters"])]
+    known, (a, i) = {token for pair in words for word in pair for token in word}, (encode("a")[0], encode("i")[0])
+    about_b = tiny_clip.noisy_captions(torch.ones(200, dtype=torch.long), words, known).tolist()
+    assert 40 < sum(a in row or i in row for row in about_b) < 190
+    for row in tiny_clip.noisy_captions(torch.zeros(200, dtype=torch.long), words, known).tolist():
+        assert max(k for k, token in enumerate(row) if token in (a, i)) == len(row) - 1 - row[::-1].index(a)
+
+
+def test_digits_are_read_from_emnist_as_the_digits_they_are(emnist_host, tmp_path):
+    """MNIST's digits, packed as EMNIST's, come out as they went in: the embedded CLIP still reads them."""
+    pixels, y = (x.numpy() for x in loading.embedded_mnist("test"))
+    md5 = write_archive(emnist_host.root / "gzip.zip", {"digits-train": (pixels, y), "digits-test": (pixels, y)})
+    EMNIST.md5 = md5  # the fixture puts the true one back
+    images, labels, names, _ = common.load_dataset("emnist", tmp_path, emnist_split="digits")
+    tiny = tiny_clip.load_clip("tiny", data_args())
+    seen = (tiny.encode_image(images) @ tiny_clip.class_vectors(tiny, data_args()).T).argmax(1)
+    assert names == [*"0123456789"] and (seen == labels).float().mean() > 0.98

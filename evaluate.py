@@ -3,9 +3,9 @@
 Command   python evaluate.py --dataset mnist            every run in results/mnist and results/*/mnist, or those named
 Writes    metrics/fid_scores.csv, mse_diversity.csv and clip_sim_scores.csv of each run; prints all as one table
 Metrics   FID (Heusel et al. 2017), precision (Kynkäänniemi et al. 2019), coverage (Naeem et al. 2020): on features of
-          Inception v3, or else of the embedded CLIP, scaled so that their FID is 1000 times that of the embeddings
+          Inception v3, or else of tiny CLIP, scaled so that their FID is 1000 times that of its embeddings
           diversity: mean squared difference of two images of a class; of_real: as a share of real images'
-          clip_similarity: cosine of image and prompt; accuracy: the embedded CLIP reads the class that was asked for
+          clip_similarity: cosine of image and prompt; accuracy: tiny CLIP reads the class that was asked for
 Floors    The same for real images outside the reference, for noise, and (similarity) for prompts of other classes
 """
 
@@ -65,7 +65,7 @@ def pick_extractor(name: str, tiny: tiny_clip.Clip):
     except common.UserError as error:
         if name != "auto":
             raise
-        print(f"FID: {error}; using the features of the embedded CLIP", file=sys.stderr)
+        print(f"FID: {error}; using the features of tiny CLIP", file=sys.stderr)
     return "tiny_clip", lambda pixels: tiny.encode_image(drawing.to_images(pixels)).cpu().numpy() * 1000**0.5
 
 

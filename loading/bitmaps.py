@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import re
 import sys
 import threading
 import urllib.error
@@ -32,6 +33,12 @@ def npy_size(path: Path) -> tuple[int, int]:
     return head.tell(), shape[0]
 
 
+def promised(path: Path) -> int:
+    """The bytes of the whole file, by its header."""
+    start, rows = npy_size(path)
+    return start + 784 * rows
+
+
 def read_bitmaps(path: Path, n: int) -> np.ndarray:
     """-> uint8 (n, 28, 28), or fewer: the file may be only a beginning, which np.load would refuse."""
     start, rows = npy_size(path)
@@ -53,41 +60,51 @@ def bytes_wanted(path: Path, per_class: int) -> tuple[int, int]:
 
 def fetch_category(url: str, path: Path, per_class: int, bar: common.Progress, stop: threading.Event) -> None:
     """Fetch what path lacks to hold per_class images, or all if there are fewer. UserError if that cannot be had."""
-    by_hand, why = f"fetch {url} and put it at {path}", ""
-    for _ in range(3):  # a broken connection goes on where it stopped
+    by_hand, why, idle = f"fetch {url} and put it at {path}", "", 0
+    while idle < 3:  # a broken connection goes on where it stopped, unless three in a row bring nothing
         have, want = bytes_wanted(path, per_class)
         if have >= want or stop.is_set():
             return
+        idle += 1
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-{want - 1}"})
         try:
             with urllib.request.urlopen(request, timeout=15) as answer:
-                sent = answer.headers.get("Content-Range", "").replace("/", "-").replace(" ", "-").split("-")
-                if answer.status != 206 or sent[:2] != ["bytes", str(have)]:
+                sent = re.fullmatch(rf"bytes {have}-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+                if answer.status != 206 or not sent:
                     raise common.UserError(f"{url}: the server ignores Range and would send all of it; {by_hand}")
-                total = int(sent[-1])
+                total = int(sent[1])
+                if have and total != promised(path):
+                    raise common.UserError(f"{url} is another file by now than the one begun at {path}; delete that")
                 bar.total += min(want, total) - want
                 with path.open("ab" if have else "wb") as file:
                     while (chunk := answer.read(1 << 16)) and not stop.is_set():
                         file.write(chunk)
                         bar.update(len(chunk))
+                        idle = 0
+            if not have and path.stat().st_size >= min(128, total):  # a whole header, or all there is
+                check_new(url, path, total)
         except urllib.error.HTTPError as error:
-            raise common.UserError(f"{url}: the server answers {error.code} {error.reason}; {by_hand}") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            why = f" ({common.one_line(error)})"
-            continue
-        try:
-            start, rows = npy_size(path)
-        except ValueError as error:
-            if path.stat().st_size >= min(128, total):
-                path.unlink()  # nothing of it is of use
-                raise common.UserError(f"{url}: {common.one_line(error)}") from None
-            continue
-        if start + 784 * rows != total:
-            path.unlink()
-            raise common.UserError(f"{url} ends early: {total} bytes of the {start + 784 * rows} its header promises")
-    have, want = bytes_wanted(path, per_class)
-    if have < want and not stop.is_set():
-        raise common.UserError(f"{url}: got {have} of {want} bytes{why}; the same command goes on there, or {by_hand}")
+            why = f"the server answers {error.code} {error.reason}"
+            if error.code < 500:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            why = common.one_line(error)
+    if not stop.is_set():
+        have, want = bytes_wanted(path, per_class)
+        why = why or "the connection breaks"
+        raise common.UserError(f"{url}: {why} at byte {have} of {want}; the same command goes on there, or {by_hand}")
+
+
+def check_new(url: str, path: Path, total: int) -> None:
+    """UserError, and path is gone, if its header does not fit a server's file of total bytes."""
+    try:
+        if (size := promised(path)) == total:
+            return
+        why = f"ends early: {total} bytes of the {size} that its header promises"
+    except ValueError as error:
+        why = f"is not what it should be: {common.one_line(error)}"
+    path.unlink()
+    raise common.UserError(f"{url} {why}")
 
 
 def quickdraw(root: Path, split: str, classes: list[str], per_class: int):

@@ -179,7 +179,7 @@ def test_without_inception_auto_says_what_it_takes_and_a_name_is_strict(offline,
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     tiny = tiny_clip.load_clip("tiny", data_args())
     name, features = evaluate.pick_extractor("auto", tiny)
-    assert name == "tiny_clip" and "embedded CLIP" in capsys.readouterr().err
+    assert name == "tiny_clip" and "tiny CLIP" in capsys.readouterr().err
     seen = features(digits(4)[0])
     assert seen.shape == (4, 64) and np.abs((seen**2).sum(1) - 1000).max() < 0.01
     with pytest.raises(common.UserError, match="inception_v3_google"):
@@ -387,28 +387,28 @@ def test_samples_drawn_after_the_measuring_are_noticed(copy, monkeypatch):
         compare.main([])
 
 
-def test_two_extractors_share_no_table(copy, cli):
+def test_two_extractors_share_no_table(copy, here):
     for name in evaluate.TABLES:
         path = copy / "results" / "mnist" / "cgan" / "metrics" / f"{name}.csv"
         path.write_text(path.read_text().replace("tiny_clip", "inception_v3"))
-    error = cli("compare.py --dataset mnist", copy, check=2).stderr
+    error = here("compare.py --dataset mnist", copy, check=2).stderr
     assert "inception_v3" in error and "tiny_clip" in error
 
 
-def test_nothing_there_and_wrong_names_are_one_line(copy, cli, tmp_path):
+def test_nothing_there_and_wrong_names_are_one_line(copy, here, tmp_path):
     (tmp_path / "empty" / "results" / "mnist").mkdir(parents=True)
     for command in (EVALUATE, "compare.py"):
-        assert "python a4_full.py --dataset mnist" in cli(command, tmp_path / "empty", check=2).stderr
-    assert "python a2_clip.py" in cli(f"{EVALUATE} a2_clip", copy, check=2).stderr
-    assert "a4_full" not in cli("compare.py cgan", copy).stderr
+        assert "python a4_full.py --dataset mnist" in here(command, tmp_path / "empty", check=2).stderr
+    assert "python a2_clip.py" in here(f"{EVALUATE} a2_clip", copy, check=2).stderr
+    assert "a4_full" not in here("compare.py cgan", copy).stderr
     assert "a4_full" not in (copy / "results/mnist/compare/report.md").read_text()
 
 
-def test_a_model_asked_for_nothing_is_compared_too(cli, tmp_path):
+def test_a_model_asked_for_nothing_is_compared_too(here, tmp_path):
     make_run(tmp_path / "results", "a0_uncond")
     make_run(tmp_path / "results", "a1_cond")
-    cli(EVALUATE, tmp_path)
-    cli("compare.py", tmp_path)
+    here(EVALUATE, tmp_path)
+    here("compare.py", tmp_path)
     text = (tmp_path / "results/mnist/compare/report.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| a0_uncond"))
     assert "nan" not in text and line.count("–") >= 4 and "cfg_scale" not in text

@@ -140,7 +140,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(google, tmp_path, capfd):
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270
     assert google.requests[1][1] == (80 + 300 * 784 + 48) // 2 or google.requests[1][1] > 100_000
     google.files["dog"], google.fault = npy(doodles("dog")), "stops"
-    with pytest.raises(common.UserError, match=r"dog.npy: got \d+ of 235280 bytes"):
+    with pytest.raises(common.UserError, match=r"dog.npy: the connection breaks at byte \d+ of 235280; "):
         load(tmp_path, ["dog"], 300)
     kept, google.fault = (tmp_path / "quickdraw/dog.npy").stat().st_size, None
     assert kept > 200_000 and len(load(tmp_path, ["dog"], 300)[0]) == 270 and google.requests[-1][1] == kept
@@ -153,7 +153,7 @@ BAD_HOST = {  # fault -> the file served, what the server does wrong, words of t
     "another shape": (npy(doodles("cat").reshape(-1, 392)), None, "(600, 392), not uint8 (N, 784)"),
     "another type": (npy(doodles("cat"), descr="<f4"), None, "float32"),
     "no .npy": (b"<html>" * 1000, None, "magic string"),
-    "unknown to the host": (None, None, "404"),
+    "unknown to the host": (None, None, "404 Not Found at byte 0"),
 }
 
 
@@ -165,6 +165,15 @@ def test_a_bad_host_is_one_line_and_nothing_of_it_is_trained_on(google, tmp_path
     assert words in str(caught.value) and bitmaps.HOST in str(caught.value) and "\n" not in str(caught.value)
     google.files["cat"], google.fault = npy(doodles("cat")), None
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270, "once the host is well again, so are we"
+
+
+def test_a_file_that_changed_at_its_host_is_not_appended_to_the_old_one(google, tmp_path):
+    google.files["cat"] = npy(doodles("cat"))
+    load(tmp_path, ["cat"], 50)
+    before, google.files["cat"] = (tmp_path / "quickdraw/cat.npy").read_bytes(), npy(doodles("cat", 200))
+    with pytest.raises(common.UserError, match="another file by now"):
+        load(tmp_path, ["cat"], 100)
+    assert (tmp_path / "quickdraw/cat.npy").read_bytes() == before and len(load(tmp_path, ["cat"], 50)[0]) == 45
 
 
 def test_a_damaged_file_is_set_aside_and_fetched_again(google, tmp_path, capfd):
@@ -195,14 +204,9 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_flags_are_one_line(cli, tmp_path, flags, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        common.cli(lambda: a4_full.main(flags.split()))
-    err = capsys.readouterr().err
-    assert (
-        stopped.value.code == 2 and len(err.splitlines()) == 1 and BAD_FLAGS[flags] in err and not [*tmp_path.iterdir()]
-    )
+def test_bad_flags_are_one_line(here, tmp_path, flags):
+    err = here(f"a4_full.py {flags}", tmp_path, check=2).stderr
+    assert len(err.splitlines()) == 1 and BAD_FLAGS[flags] in err and not [*tmp_path.iterdir()]
 
 
 def test_no_network_and_nothing_kept_is_one_line_in_a_terminal_too(cli, tmp_path):

@@ -140,17 +140,17 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
 
 
 @pytest.mark.parametrize("script", OTHERS)
-def test_every_script_says_when_it_is_complete(others, cli, script):
+def test_every_script_says_when_it_is_complete(others, here, script):
     before = contents(others)
-    done = cli(f"{script}.py {OTHER} {OTHERS[script]}", others)
+    done = here(f"{script}.py {OTHER} {OTHERS[script]}", others)
     assert "complete" in done.stderr and contents(others) == before
 
 
 @pytest.mark.parametrize("script", [script for script in OTHERS if script != "a0_uncond"])
-def test_every_script_that_reads_text_draws_a_prompt(others, cli, tmp_path, script):
+def test_every_script_that_reads_text_draws_a_prompt(others, here, tmp_path, script):
     copy = shutil.copytree(others, tmp_path / "copy")
     flags = "" if script == "cgan" else " --sample-steps 2"
-    done = cli(f"{script}.py --prompt seven --n 4{flags}", copy)
+    done = here(f"{script}.py --prompt seven --n 4{flags}", copy)
     assert imread(copy / done.stdout.strip()).std() > 0.05
 
 
@@ -176,8 +176,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("script", REFUSED)
-def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(cli, tmp_path, script):
-    text = cli(f"{script}.py --help", tmp_path).stdout
+def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(here, tmp_path, script):
+    text = here(f"{script}.py --help", tmp_path).stdout
     flags = "dataset train-steps batch-size lr seed device clip sample-steps eta samples data-dir out fresh scales"
     for flag in f"{flags} prompt n scale".split():
         refused = flag in REFUSED[script].split()
@@ -185,7 +185,7 @@ def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(cli, tmp_path,
         if refused:
             with pytest.raises(common.UserError, match=f"--{flag} means nothing to {script}.py; a._"):
                 common.parse_args(script, "", [f"--{flag}", "2"])
-    done = cli(f"{script}.py --prompt seven --scale 3", tmp_path, check=2)
+    done = here(f"{script}.py --prompt seven --scale 3", tmp_path, check=2)
     wanted = "nothing trained" if script in ("a3_cfg", "a4_full") else "means nothing"
     assert len(done.stderr.splitlines()) == 1 and wanted in done.stderr and not list(tmp_path.iterdir())
 
@@ -205,26 +205,26 @@ def test_the_same_command_again_only_says_that_all_is_there(copy, cli):
     assert "complete" in done.stderr and contents(copy) == before
 
 
-def test_a_lost_output_is_made_again_the_same(copy, cli):
+def test_a_lost_output_is_made_again_the_same(copy, here):
     run = run_folder(copy)
     before, checkpoint = contents(run / "images"), (run / "checkpoints/last.pt").read_bytes()
     (run / "images" / SAMPLES[1]).unlink()
     (run / "images" / "prompts.png").unlink()
     (run / "metrics" / "performance.csv").unlink()
-    cli(TINY, copy)
+    here(TINY, copy)
     assert len(rows(run / "metrics" / "performance.csv")) == 2
     assert contents(run / "images") == before and (run / "checkpoints/last.pt").read_bytes() == checkpoint
 
 
-def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, cli):
+def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
     run = run_folder(copy)
     before, checkpoint = contents(run / "images"), (run / "checkpoints/last.pt").read_bytes()
-    cli(TINY + ",1.25", copy)
+    here(TINY + ",1.25", copy)
     with np.load(run / "images" / "samples_w1.25.npz") as file:
         assert file["images"].shape == (30, 28, 28)
     assert all((run / "images" / name).read_bytes() == before[run / "images" / name] for name in SAMPLES)
     assert [row["scale"] for row in rows(run / "metrics/performance.csv")] == ["1.0", "2.0", "1.25"]
-    cli(TINY.replace("--sample-steps 3", "--sample-steps 4"), copy)
+    here(TINY.replace("--sample-steps 3", "--sample-steps 4"), copy)
     assert all((run / "images" / name).read_bytes() != before[run / "images" / name] for name in SAMPLES)
     assert (run / "checkpoints/last.pt").read_bytes() == checkpoint
 
@@ -253,39 +253,39 @@ def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
     assert curves[0] == curves[1]
 
 
-def test_a_prompt_gives_a_picture(copy, cli):
+def test_a_prompt_gives_a_picture(copy, here):
     command = ["a4_full.py", "--prompt", "a $handwritten$ seven!", "--scale", "3", "--n", "5", "--sample-steps", "2"]
     before = contents(copy)
-    done = cli(command, copy)
+    done = here(command, copy)
     assert "note" not in done.stderr
-    first, second = done.stdout.strip(), cli(command, copy).stdout.strip()
+    first, second = done.stdout.strip(), here(command, copy).stdout.strip()
     picture = imread(copy / first)
     assert first == second and min(picture.shape[:2]) > 100 and picture.std() > 0.05
     added = contents(copy)
     assert len(added) == len(before) + 1 and all(added[path] == before[path] for path in before)
     command[2] = "sevens"
-    done = cli([*command, "--seed", "1"], copy)
+    done = here([*command, "--seed", "1"], copy)
     assert "names nothing" in done.stderr and imread(copy / done.stdout.strip()).std() > 0.05
 
 
-def test_a_prompt_to_a_model_half_trained_says_so(copy, cli):
+def test_a_prompt_to_a_model_half_trained_says_so(copy, here):
     last = run_folder(copy) / "checkpoints" / "last.pt"
     torch.save(torch.load(last, weights_only=True) | {"step": 30}, last)
-    assert "step 30 of 60" in cli("a4_full.py --prompt 7 --n 1 --sample-steps 1", copy).stderr
+    assert "step 30 of 60" in here("a4_full.py --prompt 7 --n 1 --sample-steps 1", copy).stderr
 
 
-def test_fresh_starts_over_and_keeps_the_earlier_run(copy, cli):
+def test_fresh_starts_over_and_keeps_the_earlier_run(copy, here):
     before = contents(run_folder(copy))
-    cli(TINY + " --fresh --seed 1", copy)
+    here(TINY + " --fresh --seed 1", copy)
     assert json.loads((run_folder(copy) / "config.json").read_text())["seed"] == 1
     kept = [path for path in run_folder(copy).parent.iterdir() if path.name.startswith(".a4_full")]
     assert len(kept) == 1 and sorted(contents(kept[0]).values()) == sorted(before.values())
 
 
-def test_evaluate_and_compare_read_the_run(copy, cli):
+def test_evaluate_and_compare_read_the_run(copy, here):
     earlier = shutil.copytree(run_folder(copy), run_folder(copy).with_name(".a4_full_1"))
-    assert "a4_full" in cli("evaluate.py --clip tiny --extractor tiny", copy).stdout
-    page = (copy / cli("compare.py --dataset mnist", copy).stdout.strip()).read_text()
+    assert "a4_full" in here("evaluate.py --clip tiny --extractor tiny", copy).stdout
+    page = (copy / here("compare.py --dataset mnist", copy).stdout.strip()).read_text()
     assert page.count("<img") == 5 and earlier.name not in page
 
 
@@ -318,12 +318,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_exit_2_and_changes_nothing(copy, cli, name):
+def test_bad_input_is_one_line_exit_2_and_changes_nothing(copy, here, name):
     flags, expected = BAD[name]
     if name == "cuda without cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     before = contents(copy)
-    done = cli(["a4_full.py", *flags], copy, check=2)
+    done = here(["a4_full.py", *flags], copy, check=2)
     error = [line for line in done.stderr.splitlines() if not line.startswith(("CLIP:", "MNIST:"))]
     assert len(error) == 1 and error[0].startswith("error: ") and expected in error[0], done.stderr
     assert contents(copy) == before
@@ -339,7 +339,7 @@ FAULTS = "cut early", "cut late", "empty", "text", "of another model", "of anoth
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("flags", [["--prompt", "seven"], [*TINY.split()[1:], "--eta", "0"]], ids=["prompt", "train"])
-def test_a_bad_checkpoint(copy, cli, fault, flags):
+def test_a_bad_checkpoint(copy, here, fault, flags):
     last = run_folder(copy) / "checkpoints" / "last.pt"
     if fault.startswith("of another"):
         checkpoint = torch.load(last, weights_only=True)
@@ -351,26 +351,26 @@ def test_a_bad_checkpoint(copy, cli, fault, flags):
         cut = {"cut early": whole[:50_000], "cut late": whole[:-1000], "empty": b"", "text": b"hello\n" * 99}
         last.write_bytes(cut[fault])
     before = contents(copy)
-    done = cli(["a4_full.py", *flags], copy, check=2)
+    done = here(["a4_full.py", *flags], copy, check=2)
     assert len(done.stderr.splitlines()) == 1 and "last.pt" in done.stderr
     assert contents(copy) == before
 
 
-def test_a_finished_run_draws_more_without_its_data(copy, cli, tmp_path):
+def test_a_finished_run_draws_more_without_its_data(copy, here, tmp_path):
     """Trained on embedded digits, asked for another scale where another data source is at hand."""
     last = run_folder(copy) / "checkpoints" / "last.pt"
     checkpoint = torch.load(last, weights_only=True)
     checkpoint["config"]["data_source"] = "torchvision"
     torch.save(checkpoint, last)
-    cli(TINY + ",4", copy)
+    here(TINY + ",4", copy)
     assert (run_folder(copy) / "images" / "samples_w4.0.npz").exists()
     assert json.loads((run_folder(copy) / "config.json").read_text())["data_source"] == "torchvision"
 
 
-def test_samples_of_a_lost_checkpoint_are_never_taken_for_the_new_model(copy, cli):
+def test_samples_of_a_lost_checkpoint_are_never_taken_for_the_new_model(copy, here):
     old = contents(run_folder(copy) / "images")
     shutil.rmtree(run_folder(copy) / "checkpoints")
-    cli(TINY + " --seed 5", copy)
+    here(TINY + " --seed 5", copy)
     assert not set(contents(run_folder(copy) / "images").values()) & set(old.values())
 
 

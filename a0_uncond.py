@@ -16,7 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import common
+try:
+    import common
+except ModuleNotFoundError as error:  # this file alone, carried away or pasted into a notebook
+    missing = f"no module {error.name}: common.py, tiny_clip.py, drawing/ and loading/ belong beside this file"
+    raise SystemExit(f"{missing}, as in its repository; the notebooks in colab/ need no other file") from None
 import drawing
 
 WIDTHS = 48, 96  # channels at 14 x 14 and at 7 x 7

@@ -44,7 +44,9 @@ TRAIN_TEMPLATES["emnist"] = (
     "{}|a {}|the {}|a handwritten {}|handwritten {}|a photo of the {}|a drawing of a {}|an image of the {}|"
     "a white {} on black|please draw a {}|write the {}|the {} in handwriting|{}, handwritten|{} in white ink"
 ).split("|")
-HELDOUT_TEMPLATES["emnist"] = [x.replace("old letter", "old page") for x in HELDOUT_TEMPLATES["mnist"]]
+HELDOUT_TEMPLATES["emnist"] = [
+    x.replace("letter", "page").replace("figure", "character") for x in HELDOUT_TEMPLATES["mnist"]
+]
 TRAIN_TEMPLATES["quickdraw"] = (
     "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|an image of {}|the outline of {}|"
     "please draw {}|{}, drawn in seconds|{} in white on black|a simple drawing of {}|{}: a doodle|draw me {}"
@@ -167,12 +169,14 @@ def load_dataset(name: str, root: Path, split: str = "train", **which):
     """
     import loading  # which imports this module
 
+    load = {"mnist": loading.mnist, "emnist": loading.emnist, "quickdraw": loading.quickdraw}[name]
     wanted = {flag: value for flag, value in which.items() if WHICH[flag] == name}
-    pixels, labels, names, source = getattr(loading, name)(Path(root), split, **wanted)
+    pixels, labels, names, source = load(Path(root), split, **wanted)
     return pixels[:, None].float().div_(127.5).sub_(1), labels, names, source
 
 
 def which(args: argparse.Namespace) -> dict:
+    """The flags that pick images, as load_dataset wants them."""
     return {flag: getattr(args, flag) for flag in WHICH}
 
 
@@ -182,7 +186,7 @@ def class_words(dataset: str, classes: list[str]) -> list[tuple[str, str]]:
         return [(name, str(digit)) for digit, name in enumerate(classes)]
     if dataset == "quickdraw":
         plural = re.compile(r".*(?<![uso])s|The .*")  # not octopus, hourglass, rhinoceros
-        a = ["" if plural.fullmatch(name) else "an " if name[0] in "aeiou" else "a " for name in classes]
+        a = ["" if plural.fullmatch(name) else "an " if re.match("[aeiou]|hour", name) else "a " for name in classes]
         return [(name, article + name) for name, article in zip(classes, a)]
     words = {x: (x, DIGITS[int(x)]) if x in digits else (x, f"letter {x}") for x in classes}
     both = [x for x in classes if x.swapcase() in classes and x not in digits]

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 import common
 import drawing
 import evaluate
-from drawing import tables
+from drawing.report import TEMPLATE
+from drawing.tables import read_table, table, write
 
 MODELS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 SAME = "seed sample_steps train_steps batch_size lr samples eta image_count data_source text_encoder_crc32".split()
@@ -43,11 +44,11 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
 def load_run(folder: Path) -> dict:
     """A run's config, and a row for each of its sample files and floors, with speed where there is one."""
     config, measure = drawing.read_config(folder), f"first: python evaluate.py --dataset {folder.parent.name}"
-    parts = [tables.read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
+    parts = [read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
     drawn = {zlib.crc32(path.read_bytes()) for path in folder.glob("images/samples_*.npz")}
     if drawn != {row["samples_crc32"] for row in parts[0]} - {""} or len({len(part) for part in parts}) > 1:
         raise common.UserError(f"{folder} has other samples than were measured; {measure}")
-    performance = tables.read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
+    performance = read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
     speed = {row["scale"]: row for row in performance}
     rows = []
     for cut in zip(*parts):
@@ -128,7 +129,7 @@ def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
 # ── Tables and words ──
 
 
-def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]) -> list[dict]:
+def compared(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]) -> list[dict]:
     """A row for each model and guidance scale, then what real images and noise score."""
     keys = [key for model in models for key in sorted(rows) if key[0] == model and key[1] != "held out"]
     picked = [(key[0], f"{key[2]:g}" * (not common.meaningless(key[0], "scale")), key, rows[key]) for key in keys]
@@ -137,11 +138,11 @@ def table(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, di
         new = rows.get((key[0], "held out", key[2]), {}) if key else {}
         seeds = str(len(row["n"])) if key else "–"
         cells = {"model": name, "scale": scale or "–", "n": f"{row['n'][0]:.0f}", "seeds": seeds}
-        cells |= {fid if c == "fid" else title: tables.write(row[c], form) for c, (title, _, form) in METRICS.items()}
-        cells["similarity, wrong prompts"] = tables.write(row["with_wrong_prompts"], "{:.3f}")
+        cells |= {fid if c == "fid" else title: write(row[c], form) for c, (title, _, form) in METRICS.items()}
+        cells["similarity, wrong prompts"] = write(row["with_wrong_prompts"], "{:.3f}")
         count = f", n = {new['n'][0]:.0f}" if new else ""
-        cells["new phrasings"] = tables.write(new.get("accuracy"), "{:.1%}") + count
-        cells["images/s"] = tables.write(row.get("sample_images_per_second", [])[-1:])  # load, not the seed, moves it
+        cells["new phrasings"] = write(new.get("accuracy"), "{:.1%}") + count
+        cells["images/s"] = write(row.get("sample_images_per_second", [])[-1:])  # load, not the seed, moves it
         cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
         result.append(cells)
     return result
@@ -171,11 +172,10 @@ def html_table(rows: list[dict]) -> str:
 
 def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     """report.md, whose pictures are files beside it, and report.html, which holds them itself."""
-    environment = jinja2.Environment(trim_blocks=True, loader=jinja2.FileSystemLoader(common.ROOT / "assets"))
-    template = environment.get_template("report.jinja")
+    template = jinja2.Environment(trim_blocks=True).from_string(TEMPLATE)
     links = {name: f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})" for name, path in figures.items()}
     markdown = {"h": lambda text, level: f"{'#' * level} {text}", "p": str, "figure": links.get}
-    text = template.render(facts, **markdown, table=tables.table)
+    text = template.render(facts, **markdown, table=table)
     common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
     marked = {"h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>"}
     data = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
@@ -236,11 +236,11 @@ def main(argv: list[str] | None = None) -> None:
     missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
     save_report(
         here, figures, dataset=args.dataset, classes=args.classes, missing=missing, fid=fid, guided=[*curves],
-        write=tables.write, steps=bool(by_steps), real=real, noise=floors["noise"],
+        write=write, steps=bool(by_steps), real=real, noise=floors["noise"],
         settings=[{k: str(first[x]["config"].get(k)).replace("None", "–") for k in SETTINGS} for x in models],
         apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps],
-        comparison=table(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),
-        ablation=table(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],
+        comparison=compared(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),
+        ablation=compared(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],
     )  # fmt: skip
     sys.stderr.writelines(f"missing: {text}\n" for text in missing)
     print(here / "report.html")

@@ -60,7 +60,8 @@ def tiny_path(args: argparse.Namespace) -> Path:
     """Where the tiny CLIP of just these images is kept."""
     which = json.dumps([args.dataset, common.which(args)])
     name = f"{args.dataset}_{zlib.crc32(which.encode()):08x}.pt"
-    return EMBEDDED if args.dataset == "mnist" else args.data_dir / "tiny_clip" / name
+    kept = args.data_dir / "tiny_clip" / name
+    return EMBEDDED if args.dataset == "mnist" and EMBEDDED.parent.exists() else kept  # a notebook has no assets
 
 
 def check_learned(clip: Clip, path: Path, args: argparse.Namespace) -> Clip:
@@ -142,7 +143,7 @@ def measure(clip: Clip, args: argparse.Namespace, images: torch.Tensor, labels: 
 
 def real_images(args: argparse.Namespace, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """-> images in [-1, 1], labels. Of MNIST the embedded ones, so that assets/tiny_clip.pt can be made again."""
-    if args.dataset == "mnist":
+    if args.dataset == "mnist" and loading.EMBEDDED.exists():
         pixels, labels = loading.embedded_mnist(split)
         return pixels[:, None].float() / 127.5 - 1, labels
     return common.load_dataset(args.dataset, args.data_dir, split, **common.which(args))[:2]

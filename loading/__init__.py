@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 import common
-from loading.bitmaps import quickdraw  # noqa: F401, one of the loaders by name
+from loading.bitmaps import quickdraw  # noqa: F401, one of the loaders
+
+EMBEDDED = common.ROOT / "assets" / "mnist_5k.npz"
+CATEGORIES = common.ROOT / "assets" / "quickdraw_categories.txt"
 
 
 def reachable(url: str, seconds: float = 5.0) -> bool:
@@ -63,7 +66,7 @@ def settle_classes(args: argparse.Namespace, earlier: dict) -> None:
         args.classes = list(common.EMNIST_SPLITS[args.emnist_split])
     else:
         args.classes, args.per_class = args.classes or common.DRAWINGS, args.per_class or 5000
-        known = (common.ROOT / "assets" / "quickdraw_categories.txt").read_text().splitlines()
+        known = CATEGORIES.read_text().splitlines() if CATEGORIES.exists() else args.classes
         for name in args.classes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 3, 0.5)
@@ -115,6 +118,8 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, list[str]
         )
         return data.data, data.targets, common.DIGITS, "torchvision"
     except common.UserError as why:
+        if not EMBEDDED.exists():  # in a notebook
+            raise common.UserError(f"MNIST: {why}; put its four .gz files in {raw}") from None
         print(
             f"MNIST: {why}; using the 5,000 embedded. For all 70,000 put the four .gz files in {raw}", file=sys.stderr
         )
@@ -123,7 +128,7 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, list[str]
 
 def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """-> pixels uint8 (N, 28, 28), labels (N,): 450 of each digit in "train", the other 50 in "test"."""
-    with np.load(common.ROOT / "assets" / "mnist_5k.npz") as file:
+    with np.load(EMBEDDED) as file:
         pixels, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
     chosen = (torch.arange(len(labels)) % 10 == 9) == (split == "test")  # the file is sorted by class
     return pixels[chosen], labels[chosen]

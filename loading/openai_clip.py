@@ -23,6 +23,8 @@ def import_clip():
         sys.modules["pkg_resources"] = types.SimpleNamespace(packaging=packaging)
         try:
             import clip
+        except ImportError as error:
+            raise common.UserError(f"{error}: pip install -r requirements.txt") from None
         finally:
             sys.modules["pkg_resources"] = before
             if before is None:

@@ -1,3 +1,8 @@
+"""The words of the report, a Jinja template: rendered twice, once as Markdown, once as HTML."""
+
+# ruff: noqa: E501
+
+TEMPLATE = """\
 {#- compare.py renders this twice: h, p, table and figure write Markdown or HTML. -#}
 {% if page %}
 <!doctype html><html lang="en"><meta charset="utf-8"><title>{{ dataset }}</title><link rel="icon" href="data:,">
@@ -81,3 +86,4 @@ table { border-collapse: collapse; font-size: 12px } td, th { border: 1px solid 
 {{ figure("steps") }}
 
 {% endif %}
+"""

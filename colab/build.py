@@ -82,7 +82,7 @@ def uses(tree: ast.AST) -> set[tuple[str | None, str]]:
 
 def prune(roots: list[str]) -> dict[str, str]:
     """Modules that these scripts need -> their source, without what nobody uses."""
-    modules, waiting = {}, []
+    modules, waiting = {}, []  # waiting: (module, name) that somebody uses
 
     def want(module, name):
         if module in SOURCES and module not in roots and (module, name) not in waiting:
@@ -101,7 +101,9 @@ def prune(roots: list[str]) -> dict[str, str]:
     for root in roots:
         follow(ast.parse(SOURCES[root].read_text()), None)
     for module, name in waiting:  # grows while it is read
-        module = modules.setdefault(module, Module(module))
+        if module not in modules:
+            modules[module] = Module(module)
+        module = modules[module]
         for node in module.owners.get(name, ()):
             if isinstance(node, ast.ImportFrom):
                 want(node.module, name)

@@ -19,6 +19,8 @@ import drawing  # noqa: E402
 import tiny_clip  # noqa: E402
 from loading.bitmaps import read_bitmaps  # noqa: E402
 
+STEPS = 600
+
 
 def classifier(classes: int) -> nn.Module:
     widths, layers = (1, 32, 64, 128), []
@@ -28,12 +30,12 @@ def classifier(classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 9, classes))
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, classes: int, steps: int = 600) -> nn.Module:
+def train(images: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Module:
     torch.manual_seed(1)
     net = classifier(classes).train()
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in range(steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
+    for _ in range(STEPS):
         i = torch.randint(len(images), (64,))
         x = tiny_clip.jitter(torch.where(torch.rand(64, 1, 1, 1) < 0.5, images[i], images[i].flip(3)))
         optimizer.zero_grad()
@@ -48,7 +50,8 @@ def right(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.T
     return torch.cat([net(part) for part in images.split(500)]).argmax(1) == labels
 
 
-def main(run: Path, bitmaps: Path) -> None:
+def main(argv: list[str]) -> None:
+    run, bitmaps = Path(argv[0]), Path([*argv, "data/quickdraw"][1])
     config = drawing.read_config(run)
     names, n = config["classes"], config["per_class"]
     real = [drawing.to_images(read_bitmaps(bitmaps / f"{name}.npy", n)) for name in names]
@@ -66,4 +69,4 @@ def main(run: Path, bitmaps: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "data/quickdraw"))
+    main(sys.argv[1:])

@@ -147,7 +147,7 @@ def cli(main) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; training goes on from its last checkpoint when started again without --fresh")
+        sys.exit("\nstopped; the same command without --fresh goes on from what is on disk")
     except (UserError, OSError, RuntimeError, UnicodeError) as error:  # RuntimeError: memory, disk full in torch.save
         print(f"error: {error if isinstance(error, UserError) else one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -73,10 +73,8 @@ def made(node: ast.stmt) -> list[str]:
 
 def uses(tree: ast.AST) -> set[tuple[str | None, str]]:
     """(None, name) for every name read in tree, (module, name) for what it takes of another of our modules."""
-    found = {(None, x.id) for x in ast.walk(tree) if isinstance(x, ast.Name)}
-    found |= {
-        (x.value.id, x.attr) for x in ast.walk(tree) if isinstance(x, ast.Attribute) and isinstance(x.value, ast.Name)
-    }
+    dotted = [x for x in ast.walk(tree) if isinstance(x, ast.Attribute) and isinstance(x.value, ast.Name)]
+    found = {(None, x.id) for x in ast.walk(tree) if isinstance(x, ast.Name)} | {(x.value.id, x.attr) for x in dotted}
     return {(module, name) for module, name in found if module is None or module in SOURCES}
 
 
@@ -122,9 +120,7 @@ def text(module: Module, names: set[str]) -> str:
             first = start = min([node, *getattr(node, "decorator_list", ())], key=lambda x: x.lineno).lineno - 1
             while lines[first - 1].startswith("# ") and not lines[first - 1].startswith("# ──"):
                 first -= 1
-            blank = next(
-                n for n in range(9) if lines[first - 1 - n].strip("# ─") or lines[first - 1 - n].startswith("# ──")
-            )
+            blank = first - len("\n".join(lines[:first]).rstrip().split("\n"))
             parts += [""] * max(blank, parts[-1] == lines[module.doc.end_lineno - 1]) + lines[first:start]
             if isinstance(node, ast.ImportFrom):
                 parts.append(f"from {node.module} import {', '.join(x.name for x in node.names if x.name in names)}")
@@ -182,9 +178,7 @@ from IPython.display import Image, display
 
 display(Image("results/mnist/a0_uncond/images/samples.png"))  # it takes no prompt: nothing can be asked of it
 """
-TRAIN_ALL = """## Train all six
-
-What is complete already is not done again; an interrupted run goes on where it stopped."""
+TRAIN_ALL = "## Train all six\n\nWhat is complete is not done again; an interrupted run goes on where it stopped."
 EACH = """\
 import importlib
 

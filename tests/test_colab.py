@@ -47,19 +47,22 @@ def test_a_notebook_holds_all_of_its_script_under_its_headings(name):
     assert ("clip-anytorch" in code) == (name not in ("a0_uncond", "a1_cond"))
 
 
+OWNERS = {name: set(build.Module(name).owners) for name in build.SOURCES}
+
+
 @pytest.mark.parametrize("name", [*build.MODELS, "compare"])
-def test_modules_in_a_notebook_lack_nothing_that_they_use(name, tmp_path):
-    """Every name that a pruned module uses is a builtin, or made in it."""
-    for text in cells(name):
-        if text.startswith("%%module "):
-            head, source = text.split("\n", 1)
-            path = tmp_path / f"{head.split()[1].replace('.', '/')}.py"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(source)
-            made = {x for node in ast.parse(source).body for x in build.made(node)}
-            for module, used in build.uses(ast.parse(source)):
-                whole = build.Module(head.split()[1]).owners if module is None else build.Module(module).owners
-                assert module or used not in whole or used in made, f"{head}: {used}"
+def test_modules_in_a_notebook_lack_nothing_that_they_use(name):
+    """What a module or the script uses of itself or of another one is there, and the pruned parts are not."""
+    sources = dict(text[9:].split("\n", 1) for text in cells(name) if text.startswith("%%module "))
+    trees = {module: ast.parse(source) for module, source in sources.items()}
+    made = {module: {x for node in tree.body for x in build.made(node)} for module, tree in trees.items()}
+    for module, tree in trees.items():
+        assert ast.get_docstring(tree)
+        for other, used in build.uses(tree):
+            owner = other or module
+            assert used not in OWNERS[owner] or used in made[owner], f"{module} uses {owner}.{used}"
+    if name == "a0_uncond":
+        assert "tiny_clip" not in made and "fetch" not in made["loading"]
 
 
 @pytest.fixture
@@ -80,12 +83,12 @@ MNIST.mirrors, MNIST.resources = [{server.url!r}], {resources!r}
 """
 
 
-def execute(name, folder, first, change):
+def execute(path, folder, first, change):
     """Run a notebook in a folder: its code cells through change(), after a first cell. -> (error, its outputs)."""
     import nbclient
     import nbformat
 
-    book = nbformat.read(common.ROOT / "colab" / f"{name}.ipynb", 4)
+    book = nbformat.read(path, 4)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.source = change(cell.source)
@@ -112,7 +115,7 @@ def small(source):
 def test_a_notebook_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    error, outputs = execute("a4_full", folder, hosts, small)
+    error, outputs = execute(common.ROOT / "colab" / "a4_full.ipynb", folder, hosts, small)
     assert error is None, error
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 1 and len(pictures[0]["data"]["image/png"]) > 3000
@@ -126,10 +129,31 @@ def test_a_notebook_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
 def test_a_notebook_without_a_network_says_in_one_line_what_is_missing(hosts, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    error, outputs = execute("a1_cond", folder, hosts.replace("[http", "").replace("127.0.0.1:", "127.0.0.1:9"), small)
+    error, outputs = execute(
+        common.ROOT / "colab" / "a1_cond.ipynb", folder, re.sub(r"127.0.0.1:\d+/", "127.0.0.1:9/", hosts), small
+    )
     said = [line for output in outputs for line in output.get("text", "").splitlines() if line]
     assert error is not None and not [output for output in outputs if output["output_type"] == "error"]
     assert len(said) == 1 and said[0].startswith("error: MNIST:") and "data/MNIST/raw" in said[0], said
+
+
+def test_a_script_pasted_into_a_cell_runs_whatever_the_kernels_argv(hosts, tmp_path):
+    import nbformat
+
+    for name in ("common.py", "drawing", "loading"):
+        (tmp_path / name).symlink_to(common.ROOT / name)
+    first = f"""{hosts}
+import common
+parse = common.parse_args
+def small(script, doc, argv):
+    parse(script, doc, argv)  # with the kernel's own arguments
+    return parse(script, doc, [{TINY}])
+common.parse_args = small
+"""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell((common.ROOT / "a1_cond.py").read_text())])
+    nbformat.write(book, tmp_path / "pasted.ipynb")
+    error, _ = execute(tmp_path / "pasted.ipynb", tmp_path, first, str)
+    assert error is None and (tmp_path / "results/mnist/a1_cond/images/prompts.png").exists()
 
 
 def test_a_script_alone_says_in_one_line_what_belongs_beside_it(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 import common
 
-FOLDERS = "drawing", "loading"
+FOLDERS = "drawing", "loading", "colab"
 SCRIPTS = [str(x.relative_to(common.ROOT)) for x in sorted(common.ROOT.glob("*.py"))]
 SCRIPTS += [str(x.relative_to(common.ROOT)) for name in FOLDERS for x in sorted((common.ROOT / name).glob("*.py"))]
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"

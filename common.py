@@ -25,6 +25,7 @@ WHICH = {"emnist_split": "emnist", "classes": "quickdraw", "per_class": "quickdr
 
 # What differs between data sets: steps, classes (in the order of grids), phrasings. {} is one of a class's words.
 TRAIN_STEPS = {"mnist": 5800, "emnist": 5800, "quickdraw": 5000}
+SAMPLE_STEPS = {"mnist": 14, "emnist": 14, "quickdraw": 20}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 EMNIST_SPLITS = {"letters": ascii_uppercase, "balanced": digits + ascii_uppercase + "abdefghnqrt"}
 EMNIST_SPLITS |= {"byclass": digits + ascii_uppercase + ascii_lowercase, "digits": digits}  # Cohen et al. 2017
@@ -98,18 +99,18 @@ def number(kind, low, high, many=False):
 def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults) -> argparse.Namespace:
     """The flags of every model script. argv None: the command line's; a notebook kernel's own are no flags."""
     many, count = number(float, 0, 100, many=True), number(int, 1, 10**7)
-    steps = ", ".join(f"{dataset} {n}" for dataset, n in TRAIN_STEPS.items())
+    train_steps, sample_steps = (", ".join(map("{} {}".format, x, x.values())) for x in (TRAIN_STEPS, SAMPLE_STEPS))
     parser = Parser(f"{script}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
     parser.add_argument("--fresh", action="store_true", help="start over instead of going on with the run on disk")
     for flag, kind, default, text in [
-        ("train-steps", count, None, f"optimiser steps (default {defaults.get('train_steps', steps)})"),
+        ("train-steps", count, None, f"optimiser steps (default {defaults.get('train_steps', train_steps)})"),
         ("batch-size", count, 32, "images per step (default %(default)s)"),
         ("lr", number(float, 1e-9, 1), 3e-3, "peak learning rate (default %(default)s)"),
         ("seed", number(int, 0, 2**31), 0, "of training, and of the noise images are drawn from (default 0)"),
         ("device", str, "auto", "cpu, cuda, cuda:1, mps, or (default) auto: a GPU if CUDA finds one, else cpu"),
         ("clip", str, "auto", "tiny, ViT-B/32 or another of OpenAI's, a file, or (default) auto: ViT-B/32, else tiny"),
-        ("sample-steps", number(int, 1, T), 14, "DDIM steps from noise to image, 1 to 1000 (default 14)"),
+        ("sample-steps", number(int, 1, T), None, f"DDIM steps from noise to image, 1 to {T} (default {sample_steps})"),
         ("eta", number(float, 0, 1), 1.0, "noise put back while sampling: 0 none to 1 as much as DDPM (default 1)"),
         ("samples", count, 2000, "images to draw for evaluation, per guidance scale (default 2000)"),
         ("scales", many, [1.0, 2.0, 3.0], "their guidance scales (default 1,2,3)"),
@@ -131,6 +132,7 @@ def parse_args(script: str, doc: str, argv: list[str] | None = None, **defaults)
         args.scale, args.scales = 1.0, [1.0]
     args.n, args.scale = args.n or 16, 2.0 if args.scale is None else args.scale
     args.train_steps = args.train_steps or TRAIN_STEPS[args.dataset]
+    args.sample_steps = args.sample_steps or SAMPLE_STEPS[args.dataset]
     args.device = pick_device(args.device)
     return args
 

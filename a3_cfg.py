@@ -108,7 +108,7 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
     """The mean squared error of v = model(x_t, t) over a batch of images x_0 (B, 1, 28, 28) in [-1, 1].
 
     v mixes image and noise so that both can be had from it at any t: x_0 = sqrt(a) x_t - sqrt(1 - a) v and
-    eps = sqrt(1 - a) x_t + sqrt(a) v, where a = alphas_bar[t] is the share of x_t's variance that is image.
+    eps = sqrt(1 - a) x_t + sqrt(a) v, where a = alphas_bar[t] is the squared weight of the image in x_t.
     """
     B = len(x_0)
     u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # one in each B-th of [0, 1]

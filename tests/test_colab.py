@@ -58,6 +58,10 @@ def test_modules_in_a_notebook_lack_nothing_that_they_use(name):
     made = {module: {x for node in tree.body for x in build.made(node)} for module, tree in trees.items()}
     for module, tree in trees.items():
         assert ast.get_docstring(tree)
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in OWNERS):
+            assert {alias.name for alias in node.names} <= made.get(node.module, set()), (
+                f"{module}: {ast.unparse(node)}"
+            )
         for other, used in build.uses(tree):
             owner = other or module
             assert used not in OWNERS[owner] or used in made[owner], f"{module} uses {owner}.{used}"

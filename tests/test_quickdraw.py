@@ -310,6 +310,7 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     (other / "config.json").write_text(json.dumps(config | {"classes": names[:2]}))
     evaluate.main(["--dataset", "quickdraw", "--extractor", "tiny"])
     assert f"left out: {other.relative_to(tmp_path)}" in capfd.readouterr().err
+    assert not (other / "metrics").exists()
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="no real bitmaps here")

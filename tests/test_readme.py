@@ -50,9 +50,8 @@ def test_links_lead_somewhere(name):
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_a_readme_speaks_of_users_things_alone(name):
-    assert not re.search(r"/work/|/tmp/|\bsession\b", TEXTS[name])
-    assert set(re.findall(r"^#+", TEXTS[name], re.M)) == {"#", "##", "###"}
+def test_a_readme_names_no_path_of_one_machine(name):
+    assert not re.search(r"[\s`(]/\w+/", TEXTS[name])
 
 
 def test_the_readmes_have_the_same_numbers_in_their_tables():

@@ -20,7 +20,7 @@ try:
     import common
 except ModuleNotFoundError as error:  # this file alone, carried away or pasted into a notebook
     missing = f"no module {error.name}: common.py, tiny_clip.py, drawing/ and loading/ belong beside this file"
-    raise SystemExit(f"{missing}, as in its repository; the notebooks in colab/ need no other file") from None
+    raise SystemExit(f"{missing}, as in its repository; in a notebook of colab/, run its folded cells") from None
 import drawing
 
 WIDTHS = 48, 96  # channels at 14 x 14 and at 7 x 7
@@ -102,8 +102,8 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
     eps = sqrt(1 - a) x_t + sqrt(a) v, where a = alphas_bar[t] is the squared weight of the image in x_t.
     """
     B = len(x_0)
-    u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # one in each B-th of [0, 1]
-    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: mode sampling, Esser et al. 2024
+    u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # stratified over [0, 1]
+    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: s = 1.29 of Esser et al. 2024
     t = (u * common.T).ceil().long().clamp(1, common.T)
     a = alphas_bar[t].view(B, 1, 1, 1)
     eps = torch.randn_like(x_0)  # eps ~ N(0, I)

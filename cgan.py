@@ -22,11 +22,14 @@ try:
     import common
 except ModuleNotFoundError as error:  # this file alone, carried away or pasted into a notebook
     missing = f"no module {error.name}: common.py, tiny_clip.py, drawing/ and loading/ belong beside this file"
-    raise SystemExit(f"{missing}, as in its repository; the notebooks in colab/ need no other file") from None
+    raise SystemExit(f"{missing}, as in its repository; in a notebook of colab/, run its folded cells") from None
 import drawing
 import tiny_clip
 
-WIDTHS = 32, 64  # channels at 14 x 14 and at 7 x 7; narrower than the ladder's: a step costs two networks and R1, R2
+WIDTHS = (
+    32,
+    64,
+)  # channels at 14 x 14 and at 7 x 7; narrower than the ladder's: a step costs two networks and two penalties
 PATCH = 2  # a 28 x 28 image leaves as 14 x 14 patches of 4 pixels: 4 times fewer positions to compute
 Z = 64  # entries of the noise vector z
 GAMMA = 3.0  # weight of the gradient penalties; at 1, long training ended with nearly all twos alike
@@ -187,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     run = common.Run(args)
     if args.prompt is None and drawing.complete(run):
         return
-    run.encoder = tiny_clip.load_clip(run.clip, args)
+    run.encoder = tiny_clip.load_clip(run.clip, args)  # --clip, or the one that the run was trained with
     torch.manual_seed(args.seed)
     model = Generator(run.encoder.dim).to(args.device)
     ema = copy.deepcopy(model)

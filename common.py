@@ -267,7 +267,8 @@ class Run:
         if args.prompt is None:
             self.check(**{name: getattr(args, name) for name in self.TRAINING})
         elif not self.config:
-            raise UserError(f"nothing trained at {self.last}; first: python {args.script}.py --dataset {args.dataset}")
+            first = f"python {args.script}.py --dataset {args.dataset} (in a notebook: the cell under Train)"
+            raise UserError(f"nothing trained at {self.last}; first: {first}")
         self.clip = self.config.get("text_encoder", "auto") if args.clip == "auto" else args.clip
 
     def check(self, **facts) -> None:

@@ -6,7 +6,9 @@ Targets   A batch holds many images and many captions of each class, and every s
           2022), not only the pairs of one image with one caption.
 Captions  Most are the class word among random tokens. From fixed sentences the text side learns the sentences; among
           noise it can only learn to find the word, and so it understands phrasings it never saw.
-Command   python tiny_clip.py --dataset mnist        writes assets/tiny_clip.pt; other data sets: data/tiny_clip/*
+Command   python tiny_clip.py --dataset mnist --out my_clip.pt
+          without --out it replaces assets/tiny_clip.pt (other data sets: a file in data/tiny_clip), and runs made with
+          the old one are refused
 Result    99.0 % zero-shot on 500 digits never trained on, 240 of 240 held-out prompts (seed 0; 132 s on two cores)
 """
 

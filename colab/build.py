@@ -10,39 +10,14 @@ import json
 import re
 from pathlib import Path
 
+from texts import DRAW, EACH, FOLDED, INSTALL, MAGIC, NEEDS, ONE_LINE, REPORT, SHOW, SHOW_SAMPLES, TRAIN, TRAIN_ALL
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("drawing/*.py"), *ROOT.glob("loading/*.py")]
 SOURCES = {
     x.relative_to(ROOT).as_posix().removesuffix(".py").removesuffix("/__init__").replace("/", "."): x for x in FILES
 }
-MAGIC = '''\
-import importlib.abc
-import importlib.util
-import linecache
-import sys
-
-from IPython import get_ipython
-
-
-class Cells(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports modules from cells that begin with %%module."""
-
-    sources = {}
-
-    def find_spec(self, name, path=None, target=None):
-        package = any(other.startswith(name + ".") for other in self.sources)
-        return importlib.util.spec_from_loader(name, self, is_package=package) if name in self.sources else None
-
-    def exec_module(self, module):
-        module.__file__, source = f"{module.__name__}.py", self.sources[module.__name__]
-        linecache.cache[f"<{module.__name__}>"] = len(source), None, source.splitlines(True), f"<{module.__name__}>"
-        exec(compile(source, f"<{module.__name__}>", "exec"), vars(module))
-
-
-sys.meta_path.insert(0, Cells())
-get_ipython().register_magic_function(lambda name, text: Cells.sources.update({name: text}), "cell", "module")
-'''
 
 
 # ── What a script uses of the other modules ──
@@ -145,65 +120,15 @@ def sections(name: str) -> list[tuple[str, str]]:
     return [("Imports and choices", parts[0]), *zip(parts[1::2], parts[2::2])]
 
 
-INSTALL = {
-    True: "%pip install -q clip-anytorch ftfy regex  # OpenAI's CLIP; torch and the rest are there in Colab\n",
-    False: "# Nothing to install: Colab has torch, torchvision, numpy, matplotlib and scipy\n",
-}
-ONE_LINE = """\
-import common
-
-
-def one_line(shell, kind, error, traceback, tb_offset=None):
-    print(f"error: {error}", file=sys.stderr)
-
-
-get_ipython().set_custom_exc((common.UserError,), one_line)  # what you can mend is one line, without a traceback
-"""
-TRAIN = """## Train
-
-A checkpoint is kept every 30 seconds in `results/`: run the cell again to go on after an interruption. Add `"--fresh"`
-to the list to start over, or other flags: `main(["--help"])` tells them."""
-SHOW = """\
-import contextlib
-import io
-
-from IPython.display import Image, display
-
-with contextlib.redirect_stdout(io.StringIO()) as printed:
-    main(["--dataset", "mnist", "--prompt", "a handwritten seven", "--n", "16"])
-display(Image(printed.getvalue().strip()))
-"""
-SHOW_SAMPLES = """\
-from IPython.display import Image, display
-
-display(Image("results/mnist/a0_uncond/images/samples.png"))  # it takes no prompt: nothing can be asked of it
-"""
-TRAIN_ALL = "## Train all six\n\nWhat is complete is not done again; an interrupted run goes on where it stopped."
-EACH = """\
-import importlib
-
-for name in "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan":
-    importlib.import_module(name).main(["--dataset", "mnist"])
-"""
-REPORT = """\
-from pathlib import Path
-
-from IPython.display import HTML, display
-
-display(HTML(Path("results/mnist/compare/report.html").read_text()))
-"""
-FOLDED = "What follows is plumbing, the same for all models: unfold it if you are curious, run it in any case."
-
-
 def head(title: str, doc: str, modules: dict[str, str]) -> list[dict]:
     """The first cells of every notebook: title, installation, and, folded, the modules."""
-    doc = f"```\n{doc}\n```\n\nThis notebook needs no other file. It was made by `python colab/build.py`."
+    doc = f"```\n{doc}\n```\n\n{NEEDS}"
     hidden = {"jupyter": {"source_hidden": True}, "cellView": "form"}
     uses_clip = "tiny_clip" in modules
     cells = [cell("markdown", f"# {title}\n\n{doc}"), cell("code", INSTALL[uses_clip])]
     cells += [cell("markdown", f"## Plumbing (folded)\n\n{FOLDED}", id="plumbing"), cell("code", MAGIC, **hidden)]
     cells += [cell("code", f"%%module {name}\n{source}", **hidden) for name, source in modules.items()]
-    return [*cells, cell("code", ONE_LINE, **hidden)]
+    return [*cells, cell("code", f'{ONE_LINE}__doc__ = "{title}, in a notebook"  # of --help', **hidden)]
 
 
 def notebook(cells: list[dict]) -> str:
@@ -222,7 +147,7 @@ def of_model(name: str) -> str:
     for heading, source in sections(name):
         cells += [cell("markdown", f"## {heading}"), cell("code", source)]
     cells += [cell("markdown", TRAIN), cell("code", 'main(["--dataset", "mnist"])')]
-    cells += [cell("markdown", "## Draw"), cell("code", SHOW_SAMPLES if name == "a0_uncond" else SHOW)]
+    cells += [cell("markdown", DRAW), cell("code", SHOW_SAMPLES if name == "a0_uncond" else SHOW)]
     return notebook(cells)
 
 

@@ -130,6 +130,20 @@ def test_a_notebook_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"results", "data"}, "modules leave no files behind"
 
 
+def test_the_comparison_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
+    def smaller(source):
+        if "import_module" not in source:
+            return "" if source.startswith("%pip") else source.replace("= 1300", "= 2")
+        return source.replace('"mnist"]', '"mnist", "--train-steps", "4", "--batch-size", "8", "--samples", "20"]')
+
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    error, outputs = execute(common.ROOT / "colab" / "compare.ipynb", folder, hosts, smaller)
+    assert error is None, error
+    pages = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    assert len(pages) == 1 and all(name in pages[0] for name in build.MODELS) and "Missing here" not in pages[0]
+
+
 def test_a_notebook_without_a_network_says_in_one_line_what_is_missing(hosts, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()

@@ -27,6 +27,7 @@ ALLOWED = {
     "regex",
     "jinja2",
     *FOLDERS,
+    "texts",
 }
 
 

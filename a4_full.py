@@ -23,8 +23,8 @@ from torch import nn
 try:
     import common
 except ModuleNotFoundError as error:  # this file alone, carried away or pasted into a notebook
-    missing = f"no module {error.name}: common.py, tiny_clip.py, drawing/ and loading/ belong beside this file"
-    raise SystemExit(f"{missing}, as in its repository; in a notebook of colab/, run its folded cells") from None
+    missing = f"no module {error.name}: get common.py, tiny_clip.py, drawing/ and loading/ from this file's repository"
+    raise SystemExit(f"{missing} and put them beside it; its notebook in colab/ has them in folded cells") from None
 import drawing
 import tiny_clip
 

@@ -193,7 +193,7 @@ def find_runs(args: argparse.Namespace) -> list[Path]:
             first = f"python {name}.py --dataset {args.dataset}"
             raise common.UserError(f"no samples of {name} in {args.out / args.dataset}; first: {first}")
     found = [path for path in found if not args.models or path.name in args.models]
-    which = {path: [drawing.read_config(path)[flag] for flag in common.WHICH] for path in found}
+    which = {path: [drawing.read_config(path).get(flag) for flag in common.WHICH] for path in found}
     for path in found:
         if which[path] != which[found[0]]:
             print(f"left out: {path}, which has other classes or images than {found[0]}", file=sys.stderr)

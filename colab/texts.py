@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Cells())
 get_ipython().register_magic_function(lambda name, text: Cells.sources.update({name: text}), "cell", "module")
 '''
 INSTALL = {
-    True: "%pip install -q clip-anytorch ftfy regex  # OpenAI's CLIP; torch and the rest are there in Colab\n",
+    True: "# OpenAI's CLIP; torch and the rest are there in Colab\n%pip install -q clip-anytorch ftfy regex\n",
     False: "# Nothing to install: Colab has torch, torchvision, numpy, matplotlib and scipy\n",
 }
 ONE_LINE = """\

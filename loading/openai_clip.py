@@ -24,7 +24,7 @@ def import_clip():
         try:
             import clip
         except ImportError as error:
-            raise common.UserError(f"{error}: pip install -r requirements.txt") from None
+            raise common.UserError(f"{error}: pip install clip-anytorch ftfy regex") from None
         finally:
             sys.modules["pkg_resources"] = before
             if before is None:
@@ -32,7 +32,7 @@ def import_clip():
     import clip
 
     if not hasattr(clip, "tokenize"):
-        raise common.UserError("this clip is not OpenAI's: pip uninstall clip; pip install -r requirements.txt")
+        raise common.UserError("this clip is not OpenAI's: pip uninstall clip; pip install clip-anytorch")
     return clip
 
 

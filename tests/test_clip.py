@@ -116,6 +116,20 @@ def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
         subprocess.run([sys.executable, "-c", code], check=True, cwd=common.ROOT)
 
 
+def test_a_missing_clip_is_one_line_that_says_what_to_install(monkeypatch):
+    class Missing:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "clip":
+                raise ModuleNotFoundError("No module named 'clip'")
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "clip"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
+    with pytest.raises(common.UserError, match="pip install clip-anytorch"):
+        openai_clip.import_clip()
+
+
 def test_a_prompt_over_77_tokens_is_refused(tiny):
     assert tiny.encode_text(["seven " * 75]).shape == (1, tiny.dim)
     with pytest.raises(common.UserError, match="77"):

@@ -18,9 +18,13 @@ TEXTS = {name: (common.ROOT / name).read_text() for name in READMES}
 
 
 def commands(name):
-    """Every line of every block of code that names no language, cut at &&."""
+    """Every line of every block of code that names no language, cut at &&; then those within sentences."""
     blocks = re.findall(r"^ *```\n(.*?)^ *```$", TEXTS[name], re.M | re.S)
-    return [part.strip() for block in blocks for line in block.strip().splitlines() for part in line.split("&&")]
+    found = [part.strip() for block in blocks for line in block.strip().splitlines() for part in line.split("&&")]
+    inline = re.findall(
+        r"`(?:time )?(python [^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", TEXTS[name], flags=re.M | re.S)
+    )
+    return found + sorted({*inline} - {*found})
 
 
 def test_both_readmes_have_the_same_commands():

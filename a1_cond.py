@@ -1,12 +1,12 @@
-"""A1: what a condition buys. The network is told, by a hand-made text vector, what to draw.
+"""A1: what a condition brings. The network is told, by a hand-made text vector, what to draw.
 
-Idea      Add a vector made of the sentence to the time embedding; the network learns what it means.
-Changed   Against a0_uncond.py: a bag of hashed words, read by every block; training pairs each image with a sentence.
-Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol & Dhariwal 2021), v-prediction (Salimans
-          & Ho 2022), adaptive group norm (Dhariwal & Nichol 2021).
+Idea      Add a vector made of the sentence to the time embedding; the network learns its meaning.
+Changed   Against a0_uncond.py: a sentence for each image, as a bag of words, read by every block.
+Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol & Dhariwal 2021),
+          v-prediction (Salimans & Ho 2022), adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a1_cond.py --dataset mnist
           python a1_cond.py --prompt "a handwritten seven" --n 16
-Result    95.0 % of 2,000 images are the asked digit, and 76.0 % of 500 with phrasings never trained on
+Result    95.0 % of 2,000 images are the asked digit, of 500 with held-out phrasings 76.0 %
           (read by the embedded CLIP; seed 0, embedded data, two cores of an AMD EPYC)
 """
 
@@ -14,28 +14,44 @@ import copy
 import math
 import re
 import zlib
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    import common
-except ModuleNotFoundError as error:  # this file alone, carried away or pasted into a notebook
-    missing = f"no module {error.name}: get common.py, tiny_clip.py, drawing/ and loading/ from this file's repository"
-    raise SystemExit(f"{missing} and put them beside it; its notebook in colab/ has them in folded cells") from None
-import drawing
+import common  # this file of the repository and its folder kit/ belong beside the script
+from common import T, flag
 
-WIDTHS = 48, 96  # channels at 14 x 14 and at 7 x 7
-PATCH = 2  # a 28 x 28 image enters as 14 x 14 patches of 4 pixels: 4 times fewer positions to compute
-EMA_DECAY = 0.999
 
-# ── Network ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Choices ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Config(common.Config):
+    """The choices of this script: every field is a flag, --train-steps and so on."""
+
+    train_steps: int = flag(5800, "optimiser steps", 1, 10**7, quickdraw=5000)
+    batch_size: int = flag(32, "images per step", 1, 10**7)
+    lr: float = flag(3e-3, "peak learning rate", 1e-9, 1)
+    ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
+    widths: tuple[int, int] = flag((48, 96), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
+    patch: int = flag(2, "an image enters as squares of so many pixels", choices=(1, 2, 7, 14))
+    sample_steps: int = flag(14, "DDIM steps to an image", 1, T, use="sampling", quickdraw=20)
+    eta: float = flag(1.0, "noise put back in sampling: 1 as in DDPM", 0, 1, use="sampling")
+    prompt: str = flag(None, 'draw this, for example "a handwritten seven"', use="free")
+    n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
+
+
+# ── Network ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class ResBlock(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H, W); the condition scales and shifts the features (adaptive group norm)."""
+    """(B, c_in, H, W) -> (B, c_out, H, W).
+
+    The condition scales and shifts the features: adaptive group norm.
+    """
 
     def __init__(self, c_in: int, c_out: int, width: int):
         super().__init__()
@@ -47,59 +63,64 @@ class ResBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        gain, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)  # (B, c_out, 1, 1) each
+        gain, shift = self.modulation(condition)[:, :, None, None].chunk(
+            2, dim=1
+        )  # (B, c_out, 1, 1) each
         h = self.conv2(F.silu(self.norm2(h) * (1 + gain) + shift))
         return self.skip(x) + h
 
 
 class UNet(nn.Module):
-    """Predicts v from x_t (B, 1, 28, 28), t (B,) in 1..T and text (B, dim), rows of length 1."""
+    """Predicts v from x_t (B, 1, 28, 28), t (B,) in 1..T and text (B, dim) of length 1."""
 
-    def __init__(self, text_dim: int):
+    def __init__(self, config: Config, text_dim: int):
         super().__init__()
-        c1, c2 = WIDTHS
+        c1, c2 = config.widths
         width = 2 * c2
         self.time = TimeEmbedding(width)
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.inp = nn.Conv2d(PATCH**2, c1, 3, padding=1)
+        self.patch = config.patch
+        self.inp = nn.Conv2d(self.patch**2, c1, 3, padding=1)
         self.down1 = ResBlock(c1, c1, width)
         self.coarser = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.middle1 = ResBlock(c2, c2, width)
         self.middle2 = ResBlock(c2, c2, width)
         self.finer = nn.Conv2d(c2, c1, 1)
         self.up1 = ResBlock(2 * c1, c1, width)
-        self.norm, self.out = nn.GroupNorm(8, c1), nn.Conv2d(c1, PATCH**2, 3, padding=1)
+        self.norm = nn.GroupNorm(8, c1)
+        self.out = nn.Conv2d(c1, self.patch**2, 3, padding=1)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         text = text * text.shape[1] ** 0.5  # entries of about 1, as a network likes them
         condition = F.silu(self.time(t) + self.text(text))  # (B, width)
-        h1 = self.inp(F.pixel_unshuffle(x_t, PATCH))  # (B, c1, 14, 14)
+        h1 = self.inp(F.pixel_unshuffle(x_t, self.patch))  # (B, c1, 14, 14)
         h1 = self.down1(h1, condition)
         h = self.middle1(self.coarser(h1), condition)  # (B, c2, 7, 7)
         h = self.finer(self.middle2(h, condition))  # (B, c1, 7, 7)
         h = torch.cat([F.interpolate(h, scale_factor=2), h1], dim=1)  # (B, 2 c1, 14, 14)
         h = self.out(F.silu(self.norm(self.up1(h, condition))))  # (B, 4, 14, 14)
-        return F.pixel_shuffle(h, PATCH)  # (B, 1, 28, 28)
+        return F.pixel_shuffle(h, self.patch)  # (B, 1, 28, 28)
 
 
-# ── Conditioning ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Conditioning ──────────────────────────────────────────────────────────────────────────────────
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in 1..T -> (B, width): sines and cosines of t (Vaswani et al. 2017), then a small network."""
+    """t (B,) in 1..T -> (B, width): sines and cosines (Vaswani et al. 2017), then a small network."""
 
     def __init__(self, width: int):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(32, device=t.device) / 32)  # (B, 32)
+        k = torch.arange(32, device=t.device)
+        angles = t[:, None] * torch.exp(-math.log(10000) * k / 32)  # (B, 32)
         return self.net(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 class BagOfWords:
-    """The hand-made encoder: every word has a fixed random direction, a sentence is the sum of its words."""
+    """The hand-made encoder: a word is a fixed random direction, a sentence the sum of its words."""
 
     name, crc32, dim = "bag of words", 0, 512  # the former two for config.json
 
@@ -110,25 +131,27 @@ class BagOfWords:
         """-> (n, dim), rows of length 1 (0 for a text without words)."""
         bags = torch.zeros(len(texts), self.dim)
         for bag, text in zip(bags, texts):
-            for word in re.findall(r"\w+", text.lower()):  # the word's own hash is the seed of its direction
-                generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+            for word in re.findall(r"\w+", text.lower()):
+                generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))  # its hash
                 bag += F.normalize(torch.randn(self.dim, generator=generator), dim=0)
         return F.normalize(bags).to(self.device)
 
 
-# ── Loss ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Loss ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.Tensor:
-    """The mean squared error of v = model(x_t, t) over a batch of images x_0 (B, 1, 28, 28) in [-1, 1].
+    """The mean squared error of v = model(x_t, t) over images x_0 (B, 1, 28, 28) in [-1, 1].
 
-    v mixes image and noise so that both can be had from it at any t: x_0 = sqrt(a) x_t - sqrt(1 - a) v and
-    eps = sqrt(1 - a) x_t + sqrt(a) v, where a = alphas_bar[t] is the squared weight of the image in x_t.
+    v mixes image and noise so that both can be had from it at any t:
+    x_0 = sqrt(a) x_t - sqrt(1 - a) v and eps = sqrt(1 - a) x_t + sqrt(a) v,
+    where a = alphas_bar[t] is the squared weight of the image in x_t.
     """
     B = len(x_0)
-    u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B  # stratified over [0, 1]
-    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)  # more in the middle: s = 1.29 of Esser et al. 2024
-    t = (u * common.T).ceil().long().clamp(1, common.T)
+    # u: stratified over [0, 1], then more in the middle, s = 1.29 of Esser et al. 2024.
+    u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B
+    u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+    t = (u * T).ceil().long().clamp(1, T)
     a = alphas_bar[t].view(B, 1, 1, 1)
     eps = torch.randn_like(x_0)  # eps ~ N(0, I)
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps  # DDPM Eq. 4
@@ -136,84 +159,91 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
     return F.mse_loss(model(x_t, t), v)
 
 
-# ── Sampler ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Sampler ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.no_grad()
-def sample(model, x_t: torch.Tensor, steps: int, eta: float, generator, film: list | None = None) -> torch.Tensor:
-    """DDIM (Song et al. 2021): noise x_t (B, 1, 28, 28) -> images in [-1, 1], in the given steps; v = model(x_t, t).
+def sample(model, x_t: torch.Tensor, steps: int, eta: float, generator, film=None) -> torch.Tensor:
+    """DDIM (Song et al. 2021): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, if given, collects (t, x_t) of every step.
+    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, a list, is given (t, x_t) of every
+    step.
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
-    times = torch.linspace(common.T, 0, steps + 1).round().long().tolist()
+    times = torch.linspace(T, 0, steps + 1).round().long().tolist()
     for t, t_next in zip(times, times[1:]):
         if film is not None:
             film.append((t, x_t))
         a, a_next = alphas_bar[t], alphas_bar[t_next]
         v = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
-        x0_hat = (a.sqrt() * x_t - (1 - a).sqrt() * v).clamp(-1, 1)  # Salimans & Ho Sec. 4; pixels end at -1 and 1
-        eps = (x_t - a.sqrt() * x0_hat) / (1 - a).sqrt()  # the noise that would be left if x0_hat were true
+        x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4
+        x0_hat = x0_hat.clamp(-1, 1)  # pixels end there
+        eps = (x_t - a.sqrt() * x0_hat) / (1 - a).sqrt()  # what is left if x0_hat is true
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()  # DDIM Eq. 16
         z = torch.randn(x_t.shape, generator=generator).to(x_t.device)  # z ~ N(0, I)
-        x_t = a_next.sqrt() * x0_hat + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps + sigma * z  # DDIM Eq. 12
+        rest = (1 - a_next - sigma**2).clamp(min=0).sqrt()
+        x_t = a_next.sqrt() * x0_hat + rest * eps + sigma * z  # DDIM Eq. 12
     if film is not None:
         film.append((0, x_t))
     return x_t
 
 
-# ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def train(run: common.Run, model: UNet, ema: UNet) -> None:
-    """Train model, and ema, the running mean of its weights that samples are drawn from. Goes on where run stopped."""
-    args = run.args
-    images, labels = run.load_data()  # (N, 1, 28, 28) in [-1, 1], (N,)
-    texts = common.phrasings(args, common.TRAIN_TEMPLATES)
-    texts = torch.stack([run.encoder.encode_text(group) for group in texts]).to(args.device)  # (C, phrasings, dim)
-    alphas_bar = common.cosine_alphas_bar(args.device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
+    config = run.config
+    images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
+    groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
+    texts = torch.stack([run.encoder.encode_text(group) for group in groups])  # (C, P, dim)
+    alphas_bar = common.cosine_alphas_bar(run.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
-            group["lr"] = args.lr * min((step + 1) / 100, 1 - step / args.train_steps)
-        i = torch.randint(len(images), (args.batch_size,), device=args.device)
-        text = texts[labels[i], torch.randint(texts.shape[1], i.shape, device=args.device)]  # (B, dim)
-        loss = diffusion_loss(partial(model, text=text), images[i], alphas_bar)
+            group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
+        i = torch.randint(len(images), (config.batch_size,), device=run.device)
+        x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
+        phrasing = torch.randint(texts.shape[1], i.shape, device=run.device)
+        text = texts[labels[i], phrasing]  # (B, dim)
+        loss = diffusion_loss(partial(model, text=text), x_0, alphas_bar)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))  # forgets the first steps sooner
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # forgets the first steps sooner
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
         run.losses.append({"loss": loss.detach()})
 
 
-# ── Main ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Main ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main(argv: list[str] | None = None) -> None:
     """What the command above does. argv: its flags; None for those typed."""
-    args = common.parse_args("a1_cond", __doc__, argv)
-    run = common.Run(args)
-    if args.prompt is None and drawing.complete(run):
+    config = Config.parse(argv)
+    run = common.Run(config)
+    if common.complete(run):
         return
-    run.encoder = BagOfWords(args.device)
-    torch.manual_seed(args.seed)
-    model = UNet(run.encoder.dim).to(args.device)
+    run.encoder = BagOfWords(run.device)
+    torch.manual_seed(config.seed)
+    model = UNet(config, run.encoder.dim).to(run.device)
     ema = copy.deepcopy(model)
     run.check_model(model)
 
     def draw(prompts, scale, generator, film=None):
-        x_T = torch.randn(len(prompts), 1, 28, 28, generator=generator).to(args.device)  # the same on every device
+        x_T = torch.randn(len(prompts), 1, 28, 28, generator=generator)  # the same on every device
         v = partial(ema, text=run.encoder.encode_text(prompts))
-        return sample(v, x_T, args.sample_steps, args.eta, generator, film)
+        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generator, film)
 
-    if args.prompt is None and run.step < args.train_steps:
+    if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)
     else:
-        ema.load_state_dict(run.checkpoint["ema"])
-    drawing.save_outputs(run, draw)
+        run.load(ema=ema)
+    common.save_outputs(run, draw)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,63 @@
-"""CGAN: the other family. A generator and a discriminator read the same text as A2's network and train each other.
+"""CGAN: the other family. Two networks that read the same text train each other.
 
-Idea      No noise to undo: one network draws in a single step, another learns to tell its images from real ones.
-Changed   Against a2_clip.py: two networks, their losses, their optimisers and width, sampling in one step.
-Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014), relativistic pairs (Jolicoeur-Martineau
-          2019) with gradient penalties on real and drawn images (Mescheder et al. 2018; together: R3GAN, Huang et al.
-          2024), projection discriminator (Miyato & Koyama 2018).
+Idea      No noise to undo: one network draws in a single step, another learns to tell its images
+          from real ones.
+Changed   Against a2_clip.py: two networks, their losses, their optimisers and width, sampling in
+          one step.
+Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014), relativistic pairs
+          (Jolicoeur-Martineau 2019) with gradient penalties on real and generated images
+          (Mescheder et al. 2018; together: R3GAN, Huang et al. 2024), projection discriminator
+          (Miyato & Koyama 2018).
 Commands  python cgan.py --dataset mnist
           python cgan.py --prompt "a handwritten seven" --n 16
-Result    99.0 % of 2,000 images are the asked digit, and 99.0 % of 500 with phrasings never trained on
+Result    99.0 % of 2,000 images are the asked digit, of 500 with held-out phrasings 99.0 %
           (read by the embedded CLIP; seed 0, embedded data, two cores of an AMD EPYC)
 """
 
 import copy
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    import common
-except ModuleNotFoundError as error:  # this file alone, carried away or pasted into a notebook
-    missing = f"no module {error.name}: get common.py, tiny_clip.py, drawing/ and loading/ from this file's repository"
-    raise SystemExit(f"{missing} and put them beside it; its notebook in colab/ has them in folded cells") from None
-import drawing
-import tiny_clip
+import common  # this file of the repository and its folder kit/ belong beside the script
+from common import flag
 
-WIDTHS = (
-    32,
-    64,
-)  # channels at 14 x 14 and at 7 x 7; narrower than the ladder's: a step costs two networks and two penalties
-PATCH = 2  # a 28 x 28 image leaves as 14 x 14 patches of 4 pixels: 4 times fewer positions to compute
-Z = 64  # entries of the noise vector z
-GAMMA = 3.0  # weight of the gradient penalties; at 1, long training ended with nearly all twos alike
-EMA_DECAY = 0.999
-DEFAULTS = {"train_steps": 4000, "lr": 3e-4, "sample_steps": 1, "eta": 0.0}
+# ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
-# ── Network ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+@dataclass
+class Config(common.Config):
+    """The choices of this script: every field is a flag, --train-steps and so on."""
+
+    train_steps: int = flag(4000, "optimiser steps", 1, 10**7)
+    batch_size: int = flag(32, "images per step", 1, 10**7)
+    lr: float = flag(3e-4, "peak learning rate", 1e-9, 1)
+    ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
+    # Narrower than the ladder's: a step costs two networks and two penalties.
+    widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
+    patch: int = flag(2, "an image leaves as squares of so many pixels", choices=(2,))
+    z: int = flag(64, "entries of the noise vector z", 1, 4096)
+    # At 1, long training ended with nearly all twos alike.
+    gamma: float = flag(3.0, "weight of the gradient penalties", 0, 1000)
+    prompt: str = flag(None, 'draw this, for example "a handwritten seven"', use="free")
+    n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
+    clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
+
+    family = "GAN"
+    film = "a walk from one z to another"
+
+
+# ── Network ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class ResBlock(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H, W); the condition scales and shifts the features (adaptive group norm)."""
+    """(B, c_in, H, W) -> (B, c_out, H, W).
+
+    The condition scales and shifts the features: adaptive group norm.
+    """
 
     def __init__(self, c_in: int, c_out: int, width: int):
         super().__init__()
@@ -52,7 +69,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        gain, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)  # (B, c_out, 1, 1) each
+        gain, shift = self.modulation(condition)[:, :, None, None].chunk(
+            2, dim=1
+        )  # (B, c_out, 1, 1) each
         h = self.conv2(F.silu(self.norm2(h) * (1 + gain) + shift))
         return self.skip(x) + h
 
@@ -60,17 +79,20 @@ class ResBlock(nn.Module):
 class Generator(nn.Module):
     """Draws images (B, 1, 28, 28) in [-1, 1] from z (B, Z) and text (B, dim), rows of length 1."""
 
-    def __init__(self, text_dim: int):
+    def __init__(self, config: Config, text_dim: int):
         super().__init__()
-        c1, c2 = WIDTHS
+        c1, c2 = config.widths
         width = 2 * c2
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.inp = nn.Linear(Z, c2 * 7 * 7)  # z alone: mixed with the text here, it was ignored, and all sevens alike
+        # z alone: mixed with the text here, it was ignored, and all sevens were alike.
+        self.inp = nn.Linear(config.z, c2 * 7 * 7)
         self.middle1 = ResBlock(c2, c2, width)
         self.middle2 = ResBlock(c2, c2, width)
         self.finer = nn.Conv2d(c2, c1, 1)
         self.up1 = ResBlock(c1, c1, width)
-        self.norm, self.out = nn.GroupNorm(8, c1), nn.Conv2d(c1, PATCH**2, 3, padding=1)
+        self.norm = nn.GroupNorm(8, c1)
+        self.out = nn.Conv2d(c1, config.patch**2, 3, padding=1)
+        self.patch = config.patch
 
     def forward(self, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         text = text * text.shape[1] ** 0.5  # entries of about 1, as a network likes them
@@ -79,28 +101,37 @@ class Generator(nn.Module):
         h = self.middle2(self.middle1(h, condition), condition)
         h = F.interpolate(self.finer(h), scale_factor=2)  # (B, c1, 14, 14)
         h = self.out(F.silu(self.norm(self.up1(h, condition))))  # (B, 4, 14, 14)
-        return F.pixel_shuffle(h, PATCH).tanh()  # (B, 1, 28, 28)
+        return F.pixel_shuffle(h, self.patch).tanh()  # (B, 1, 28, 28)
 
 
 class Discriminator(nn.Module):
-    """Scores images (B, 1, 28, 28) with their texts (B, dim) -> (B,): higher is more real. No normalisation: R3GAN."""
+    """Scores images (B, 1, 28, 28) with their texts (B, dim) -> (B,): higher is more real.
 
-    def __init__(self, text_dim: int):
+    Without normalisation: R3GAN.
+    """
+
+    def __init__(self, config: Config, text_dim: int):
         super().__init__()
-        c1, c2 = WIDTHS
+        c1, c2 = config.widths
         self.features = nn.Sequential(
-            nn.PixelUnshuffle(PATCH), nn.Conv2d(PATCH**2, c1, 3, padding=1), nn.LeakyReLU(0.2),  # (B, c1, 14, 14)
-            nn.Conv2d(c1, c2, 3, stride=2, padding=1), nn.LeakyReLU(0.2),  # (B, c2, 7, 7)
-            nn.Conv2d(c2, c2, 3, padding=1), nn.LeakyReLU(0.2),
-            nn.Flatten(), nn.Linear(c2 * 7 * 7, 2 * c2), nn.LeakyReLU(0.2),  # (B, 2 c2)
-        )  # fmt: skip
+            nn.PixelUnshuffle(config.patch),
+            nn.Conv2d(config.patch**2, c1, 3, padding=1),  # (B, c1, 14, 14)
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(c1, c2, 3, stride=2, padding=1),  # (B, c2, 7, 7)
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(c2, c2, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(c2 * 7 * 7, 2 * c2),  # (B, 2 c2)
+            nn.LeakyReLU(0.2),
+        )
         self.score = TextProjection(text_dim, 2 * c2)
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return self.score(self.features(x), text)
 
 
-# ── Conditioning ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Conditioning ──────────────────────────────────────────────────────────────────────────────────
 
 
 class TextProjection(nn.Module):
@@ -112,59 +143,68 @@ class TextProjection(nn.Module):
 
     def forward(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         text = self.text(text * text.shape[1] ** 0.5)  # (B, width)
-        return self.real(features)[:, 0] + (text * features).mean(1)  # Miyato & Koyama 2018, but for scale and bias
+        # Miyato & Koyama 2018, but for scale and bias.
+        return self.real(features)[:, 0] + (text * features).mean(1)
 
 
-# ── Loss ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Loss ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def discriminator_loss(model: Discriminator, x: torch.Tensor, drawn: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Each real image of x (B, 1, 28, 28) shall score above the drawn one of the same text (B, dim)."""
+def discriminator_loss(model: Discriminator, x, drawn, text, gamma: float) -> torch.Tensor:
+    """Each real image of x shall score above the drawn one (B, 1, 28, 28) of the same text (B, dim)."""
     images = torch.cat([x, drawn.detach()]).requires_grad_()  # (2B, 1, 28, 28)
     scores = model(images, text.repeat(2, 1))
     (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     real, fake = scores.chunk(2)
-    penalty = slope.square().sum() / len(x)  # R1 + R2: Mescheder et al. Eq. 9 on real and on drawn images
-    return F.softplus(fake - real).mean() + GAMMA / 2 * penalty  # R3GAN's loss
+    penalty = slope.square().sum() / len(x)  # Mescheder et al. Eq. 9, on real and drawn images
+    return F.softplus(fake - real).mean() + gamma / 2 * penalty  # R3GAN's loss
 
 
-def generator_loss(model: Discriminator, x: torch.Tensor, drawn: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def generator_loss(model: Discriminator, x, drawn, text) -> torch.Tensor:
     """Each drawn image shall score above the real one of the same text. Shapes as above."""
     return F.softplus(model(x, text) - model(drawn, text)).mean()
 
 
-# ── Sampler ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Sampler ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.no_grad()
-def sample(model: Generator, text: torch.Tensor, generator, film: list | None = None) -> torch.Tensor:
-    """text (B, dim) -> images (B, 1, 28, 28) in [-1, 1]. film, if given, collects a walk from one z to another."""
-    z, z_end = torch.randn(2, len(text), Z, generator=generator).to(text.device)  # the same on every device
-    for angle in torch.linspace(0, math.pi / 2, 11) if film is not None else []:
-        film.append((f"{angle / math.pi * 180:.0f}°", model(angle.cos() * z + angle.sin() * z_end, text)))
+def sample(model: Generator, z, z_end, text: torch.Tensor, film=None) -> torch.Tensor:
+    """z, z_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1] of z.
+
+    film, a list, is given (angle, images) of a walk from z to z_end.
+    """
+    if film is not None:
+        for angle in torch.linspace(0, math.pi / 2, 11):
+            between = angle.cos() * z + angle.sin() * z_end
+            film.append((f"{angle / math.pi * 180:.0f}°", model(between, text)))
     return model(z, text)
 
 
-# ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def train(run: common.Run, model: Generator, ema: Generator) -> None:
-    """Train model, and ema, the running mean of its weights that samples are drawn from. Goes on where run stopped."""
-    args = run.args
-    images, labels = run.load_data()  # (N, 1, 28, 28) in [-1, 1], (N,)
-    texts = common.phrasings(args, common.TRAIN_TEMPLATES)
-    texts = torch.stack([run.encoder.encode_text(group) for group in texts]).to(args.device)  # (C, phrasings, dim)
-    discriminator = Discriminator(run.encoder.dim).to(args.device)
-    optimizer_g = torch.optim.Adam(model.parameters(), args.lr, betas=(0.0, 0.99), fused=True)  # no momentum: R3GAN
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr, betas=(0.0, 0.99), fused=True)
+    """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
+    config = run.config
+    images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
+    groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
+    texts = torch.stack([run.encoder.encode_text(group) for group in groups])  # (C, P, dim)
+    discriminator = Discriminator(config, run.encoder.dim).to(run.device)
+    adam = {"lr": config.lr, "betas": (0.0, 0.99), "fused": True}  # no momentum: R3GAN
+    optimizer_g = torch.optim.Adam(model.parameters(), **adam)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
     modules = {"discriminator": discriminator, "optimizer": optimizer_g, "optimizer_d": optimizer_d}
     for step in run.steps(model=model, ema=ema, **modules):
-        for group in optimizer_g.param_groups + optimizer_d.param_groups:  # up in 100 steps, then straight down to 0
-            group["lr"] = args.lr * min((step + 1) / 100, 1 - step / args.train_steps)
-        i = torch.randint(len(images), (args.batch_size,), device=args.device)
-        text = texts[labels[i], torch.randint(texts.shape[1], i.shape, device=args.device)]  # (B, dim)
-        x, drawn = images[i], model(torch.randn(len(i), Z, device=args.device), text)
-        loss_d = discriminator_loss(discriminator, x, drawn, text)
+        for group in optimizer_g.param_groups + optimizer_d.param_groups:
+            # Up in 100 steps, then straight down to 0.
+            group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
+        i = torch.randint(len(images), (config.batch_size,), device=run.device)
+        x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
+        phrasing = torch.randint(texts.shape[1], i.shape, device=run.device)
+        text = texts[labels[i], phrasing]  # (B, dim)
+        drawn = model(torch.randn(len(i), config.z, device=run.device), text)
+        loss_d = discriminator_loss(discriminator, x, drawn, text, config.gamma)
         optimizer_d.zero_grad()
         loss_d.backward()
         optimizer_d.step()
@@ -174,36 +214,40 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         loss_g.backward()
         optimizer_g.step()
         discriminator.requires_grad_(True)
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))  # forgets the first steps sooner
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # forgets the first steps sooner
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
-        run.losses.append({"generator_loss": loss_g.detach(), "discriminator_loss": loss_d.detach()})
+        run.losses.append(
+            {"generator_loss": loss_g.detach(), "discriminator_loss": loss_d.detach()}
+        )
 
 
-# ── Main ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Main ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main(argv: list[str] | None = None) -> None:
     """What the command above does. argv: its flags; None for those typed."""
-    args = common.parse_args("cgan", __doc__, argv, **DEFAULTS)
-    run = common.Run(args)
-    if args.prompt is None and drawing.complete(run):
+    config = Config.parse(argv)
+    run = common.Run(config)
+    if common.complete(run):
         return
-    run.encoder = tiny_clip.load_clip(run.clip, args)  # --clip, or the one that the run was trained with
-    torch.manual_seed(args.seed)
-    model = Generator(run.encoder.dim).to(args.device)
+    run.encoder = common.load_clip(run.clip, config, run.device)
+    torch.manual_seed(config.seed)
+    model = Generator(config, run.encoder.dim).to(run.device)
     ema = copy.deepcopy(model)
     run.check_model(model)
 
     def draw(prompts, scale, generator, film=None):
-        return sample(ema, run.encoder.encode_text(prompts), generator, film)
+        z = torch.randn(2, len(prompts), config.z, generator=generator)  # the same on every device
+        text = run.encoder.encode_text(prompts)
+        return sample(ema, *z.to(run.device), text, film)
 
-    if args.prompt is None and run.step < args.train_steps:
+    if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)
     else:
-        ema.load_state_dict(run.checkpoint["ema"])
-    drawing.save_outputs(run, draw)
+        run.load(ema=ema)
+    common.save_outputs(run, draw)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,16 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
 
 def load_run(folder: Path) -> dict:
     """A run's config, and a row for each of its sample files and floors, with speed where there is one."""
-    config, measure = drawing.read_config(folder), f"first: python evaluate.py --dataset {folder.parent.name}"
+    config, measure = (
+        drawing.read_config(folder),
+        f"first: python evaluate.py --dataset {folder.parent.name}",
+    )
     parts = [read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
     drawn = {zlib.crc32(path.read_bytes()) for path in folder.glob("images/samples_*.npz")}
-    if drawn != {row["samples_crc32"] for row in parts[0]} - {""} or len({len(part) for part in parts}) > 1:
+    if (
+        drawn != {row["samples_crc32"] for row in parts[0]} - {""}
+        or len({len(part) for part in parts}) > 1
+    ):
         raise common.UserError(f"{folder} has other samples than were measured; {measure}")
     performance = read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
     speed = {row["scale"]: row for row in performance}
@@ -81,14 +87,26 @@ def save(path: Path, figure: Figure) -> Path:
     return path
 
 
-def save_curves(path: Path, curves: dict[str, list[tuple]], real: dict, xlabel: str, fid: str) -> Path:
+def save_curves(
+    path: Path, curves: dict[str, list[tuple]], real: dict, xlabel: str, fid: str
+) -> Path:
     """curves: model -> (x, its row of mean_rows) each; bars: standard deviation of seeds; dashed: real images."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (column, (name, _, _)) in zip(figure.subplots(2, 3).flat, METRICS.items()):
-        for (model, points), color, marker in zip(curves.items(), drawing.COLORS * len(curves), "os^Dv*" * len(curves)):
+        for (model, points), color, marker in zip(
+            curves.items(), drawing.COLORS * len(curves), "os^Dv*" * len(curves)
+        ):
             x, values = [x for x, _ in points], [row[column] for _, row in points]
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
-            axes.errorbar(x, [np.mean(v) for v in values], spread, label=model, color=color, marker=marker, capsize=3)
+            axes.errorbar(
+                x,
+                [np.mean(v) for v in values],
+                spread,
+                label=model,
+                color=color,
+                marker=marker,
+                capsize=3,
+            )
         axes.axhline(np.mean(real[column]), color="grey", linestyle="--", label="real images")
         axes.set(xlabel=xlabel, ylabel=fid if column == "fid" else name)
         axes.grid(alpha=0.3)
@@ -101,14 +119,23 @@ def save_speed(path: Path, rows: dict[tuple, dict], real: dict, fid: str) -> Pat
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     for model, color, marker in zip(MODELS, drawing.COLORS, "os^Dv*"):
-        points = {key[2]: row for key, row in rows.items() if key[0] == model and "sample_images_per_second" in row}
+        points = {
+            key[2]: row
+            for key, row in rows.items()
+            if key[0] == model and "sample_images_per_second" in row
+        }
         xy = [[row["sample_images_per_second"][-1], np.mean(row["fid"])] for row in points.values()]
         if xy:
             axes.plot(*np.transpose(xy), marker, color=color, label=model, markersize=8)
         for scale, point in zip(points if len(points) > 1 else (), xy):
             axes.annotate(f"{scale:g}", point, (5, 5), textcoords="offset points", fontsize=8)
     axes.axhline(np.mean(real["fid"]), color="grey", linestyle="--", label="real images")
-    axes.set(xlabel="images drawn per second (numbers: guidance scale)", ylabel=fid, xscale="log", yscale="log")
+    axes.set(
+        xlabel="images drawn per second (numbers: guidance scale)",
+        ylabel=fid,
+        xscale="log",
+        yscale="log",
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return save(path, figure)
@@ -118,31 +145,58 @@ def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
     """Images of every file, a row each, beside a caption: two of each class or one, at most 26 of them."""
     arrays = {caption: drawing.load_samples(file) for caption, file in files.items()}
     n = min(len(labels) for _, labels, _ in arrays.values())
-    shown = np.arange(min(2 * len(names), n)) if len(names) <= 13 else drawing.shown_classes(len(names), n)
-    captions = [name + " (asked for nothing)" * bool(labels[0] < 0) for name, (_, labels, _) in arrays.items()]
+    shown = (
+        np.arange(min(2 * len(names), n))
+        if len(names) <= 13
+        else drawing.shown_classes(len(names), n)
+    )
+    captions = [
+        name + " (asked for nothing)" * bool(labels[0] < 0)
+        for name, (_, labels, _) in arrays.items()
+    ]
     pixels = np.concatenate([images[shown] for images, _, _ in arrays.values()])
     title = f"{len(shown)} of {len(names)} classes" * (len(shown) < len(names))
-    drawing.save_grid(path, pixels, len(shown), title, [names[i % len(names)] for i in shown], captions, inches=0.35)
+    drawing.save_grid(
+        path,
+        pixels,
+        len(shown),
+        title,
+        [names[i % len(names)] for i in shown],
+        captions,
+        inches=0.35,
+    )
     return path
 
 
 # ── Tables and words ──
 
 
-def compared(rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]) -> list[dict]:
+def compared(
+    rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]
+) -> list[dict]:
     """A row for each model and guidance scale, then what real images and noise score."""
-    keys = [key for model in models for key in sorted(rows) if key[0] == model and key[1] != "held out"]
-    picked = [(key[0], f"{key[2]:g}" * (not common.meaningless(key[0], "scale")), key, rows[key]) for key in keys]
+    keys = [
+        key for model in models for key in sorted(rows) if key[0] == model and key[1] != "held out"
+    ]
+    picked = [
+        (key[0], f"{key[2]:g}" * (not common.meaningless(key[0], "scale")), key, rows[key])
+        for key in keys
+    ]
     result = []
     for name, scale, key, row in picked + [(name, "", None, row) for name, row in floors.items()]:
         new = rows.get((key[0], "held out", key[2]), {}) if key else {}
         seeds = str(len(row["n"])) if key else "–"
         cells = {"model": name, "scale": scale or "–", "n": f"{row['n'][0]:.0f}", "seeds": seeds}
-        cells |= {fid if c == "fid" else title: write(row[c], form) for c, (title, _, form) in METRICS.items()}
+        cells |= {
+            fid if c == "fid" else title: write(row[c], form)
+            for c, (title, _, form) in METRICS.items()
+        }
         cells["similarity, wrong prompts"] = write(row["with_wrong_prompts"], "{:.3f}")
         count = f", n = {new['n'][0]:.0f}" if new else ""
         cells["new phrasings"] = write(new.get("accuracy"), "{:.1%}") + count
-        cells["images/s"] = write(row.get("sample_images_per_second", [])[-1:])  # load, not the seed, moves it
+        cells["images/s"] = write(
+            row.get("sample_images_per_second", [])[-1:]
+        )  # load, not the seed, moves it
         cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
         result.append(cells)
     return result
@@ -155,7 +209,9 @@ def verdict(model: str, points: list[tuple], fid: str) -> str:
         values = [(sign * float(f"{np.mean(row[column]):.3g}"), w) for w, row in points]
         top = max(value for value, _ in values)
         winners = " and ".join(f"{w:g}" for value, w in values if value == top)
-        best.setdefault(winners, []).append(f"{fid if column == 'fid' else name} ({form.format(abs(top))})")
+        best.setdefault(winners, []).append(
+            f"{fid if column == 'fid' else name} ({form.format(abs(top))})"
+        )
     seeds, scales = min(len(row["n"]) for _, row in points), ", ".join(f"{w:g}" for w, _ in points)
     parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
     return f"{model}, of the scales {scales} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
@@ -173,7 +229,10 @@ def html_table(rows: list[dict]) -> str:
 def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     """report.md, whose pictures are files beside it, and report.html, which holds them itself."""
     template = jinja2.Environment(trim_blocks=True).from_string(TEMPLATE)
-    links = {name: f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})" for name, path in figures.items()}
+    links = {
+        name: f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})"
+        for name, path in figures.items()
+    }
     markdown = {"h": lambda text, level: f"{'#' * level} {text}", "p": str, "figure": links.get}
     text = template.render(facts, **markdown, table=table)
     common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
@@ -188,24 +247,41 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = evaluate.parser("compare.py", __doc__).parse_args(argv)
     runs, folder = [load_run(path) for path in evaluate.find_runs(args)], args.out / args.dataset
-    measured, here, study = [row for run in runs for row in run["rows"]], folder / "compare", folder / "cfg_scale"
+    measured, here, study = (
+        [row for run in runs for row in run["rows"]],
+        folder / "compare",
+        folder / "cfg_scale",
+    )
     for column in ("extractor", "text_encoder", "reference"):
         if len(names := {str(row[column]) for row in measured}) > 1:
             again = f"measure all with one: python evaluate.py --dataset {args.dataset}"
-            raise common.UserError(f"runs were measured with more than one {column}: {', '.join(names)}; {again}")
+            raise common.UserError(
+                f"runs were measured with more than one {column}: {', '.join(names)}; {again}"
+            )
     fid, first = f"FID ({measured[0]['extractor']})", {run["script"]: run for run in reversed(runs)}
-    alike = {(x["script"], x["config"]["seed"]): x for x in reversed(runs) if same(x, first[x["script"]])}.values()
-    steps = [run for run in runs if run["script"] == "a4_full" and same(run, first["a4_full"], "sample_steps")]
+    alike = {
+        (x["script"], x["config"]["seed"]): x for x in reversed(runs) if same(x, first[x["script"]])
+    }.values()
+    steps = [
+        run
+        for run in runs
+        if run["script"] == "a4_full" and same(run, first["a4_full"], "sample_steps")
+    ]
     rows, models = mean_rows(alike), [name for name in MODELS if name in first]
     floors = sorted((row for row in measured if row["scale"] == ""), key=lambda row: row["n"])
-    floors = {row["model"]: {name: [value] for name, value in row.items()} for row in floors}  # of the largest n
+    floors = {
+        row["model"]: {name: [value] for name, value in row.items()} for row in floors
+    }  # of the largest n
     real, curves = floors["real images"], {}
     for key in sorted(rows):
         if not common.meaningless(key[0], "scale") and key[1] == "trained":
             curves.setdefault(key[0], []).append((key[2], rows[key]))
     pictured = {"real images": here / "real.npz"}
     for model in models:
-        files = sorted(first[model]["folder"].glob("images/samples_w*.npz"), key=lambda path: "_w2.0" not in path.name)
+        files = sorted(
+            first[model]["folder"].glob("images/samples_w*.npz"),
+            key=lambda path: "_w2.0" not in path.name,
+        )
         pictured[drawing.with_scale(model, model, float(files[0].stem.split("_w")[1]))] = files[0]
     losses = {model: first[model]["folder"] / "metrics" / "loss.csv" for model in models}
     figures = {
@@ -214,12 +290,22 @@ def main(argv: list[str] | None = None) -> None:
         "speed": save_speed(here / "speed.png", rows, real, fid),
     }
     for model, points in curves.items():
-        files = {f"scale {w:g}": first[model]["folder"] / "images" / f"samples_w{w}.npz" for w, _ in points}
-        files = {caption: path for caption, path in files.items() if path.exists()}  # a scale of another seed alone
+        files = {
+            f"scale {w:g}": first[model]["folder"] / "images" / f"samples_w{w}.npz"
+            for w, _ in points
+        }
+        files = {
+            caption: path for caption, path in files.items() if path.exists()
+        }  # a scale of another seed alone
         figures[model] = save_rows(study / "images" / f"{model}.png", args.classes, files)
     if curves:
-        figures["scale"] = save_curves(study / "plots" / "scale.png", curves, real, "guidance scale", fid)
-        forms = {"mean": np.mean, "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan}
+        figures["scale"] = save_curves(
+            study / "plots" / "scale.png", curves, real, "guidance scale", fid
+        )
+        forms = {
+            "mean": np.mean,
+            "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan,
+        }
         common.save_csv(study / "metrics" / "cfg_scale.csv", [
             {"model": m, "scale": w, "n": int(row["n"][0]), "seeds": len(row["n"]), "extractor": row["extractor"][0]}
             | {f"{column}_{name}": f"{form(row[column]):.5g}" for column in METRICS for name, form in forms.items()}
@@ -229,11 +315,17 @@ def main(argv: list[str] | None = None) -> None:
     for run in sorted(steps, key=lambda run: run["config"]["sample_steps"]):
         for (model, phrasings, w), row in mean_rows([run]).items():
             if phrasings == "trained":
-                by_steps.setdefault(f"{model}, scale {w:g}", []).append((run["config"]["sample_steps"], row))
+                by_steps.setdefault(f"{model}, scale {w:g}", []).append(
+                    (run["config"]["sample_steps"], row)
+                )
     by_steps = {line: points for line, points in by_steps.items() if len(points) > 1}
     if by_steps:
         figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
-    missing = [f"{x} (python {x}.py --dataset {args.dataset})" for x in MODELS if x not in first and not args.models]
+    missing = [
+        f"{x} (python {x}.py --dataset {args.dataset})"
+        for x in MODELS
+        if x not in first and not args.models
+    ]
     save_report(
         here, figures, dataset=args.dataset, classes=args.classes, missing=missing, fid=fid, guided=[*curves],
         write=write, steps=bool(by_steps), real=real, noise=floors["noise"],

@@ -1,64 +1,205 @@
-"""Grids of images and curves of losses, as PNG files."""
+"""The pictures of a run: grids of images and curves of losses, as PNG files."""
 
 import math
+import re
+import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
-import common
+from kit.base import read_table, save_file
+from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words
+from kit.images import to_pixels
+from kit.run import Run
+from kit.samples import draw_all, heldout_scale, load_samples, save_samples
 
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe & Ito: for colour-blind eyes too
+# Okabe & Ito: to be told apart by colour-blind eyes too.
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+
+
+# ── Grids and curves ──
 
 
 def shown_classes(classes: int, n: int) -> np.ndarray:
-    """Which classes a grid of n images shows, one a column: all there are, or 26 spread over them."""
+    """Which classes a grid of n images shows, one a column: all, or 26 spread over them."""
     classes = min(classes, n)
     return np.linspace(0, classes - 1, min(classes, 26)).round().astype(int)
 
 
-def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3) -> None:
-    """pixels: images uint8 (28, 28), row by row. titles stand over the columns, captions left of the rows."""
+def tiled(pixels, columns: int) -> np.ndarray:
+    """Images uint8 (28, 28), row by row -> one (rows * 30, columns * 30), a white line between."""
     rows, tile = math.ceil(len(pixels) / columns), 30
     blank = np.full((rows * columns, tile, tile), 255, np.uint8)
     blank[: len(pixels), 1:-1, 1:-1] = pixels
-    canvas = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2).reshape(rows * tile, columns * tile)
+    blank = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2)
+    return blank.reshape(rows * tile, columns * tile)
+
+
+def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3):
+    """pixels: images uint8 (28, 28), row by row.
+
+    titles stand over the columns, captions left of the rows; an image is so many inches wide.
+    """
+    canvas, rows = tiled(pixels, columns), math.ceil(len(pixels) / columns)
     width = inches * columns + 0.085 * max(map(len, captions), default=0)
     lines = textwrap.wrap(title, max(12, int(width / 0.065)))
     longest = max(map(len, titles), default=0)
     upright = longest > 20 * inches  # more than what fits over a column
-    height = inches * rows + 0.12 * len(lines) + (0.06 * longest + 0.08 if upright else 0.18 * bool(titles)) + 0.05
+    above = 0.06 * longest + 0.08 if upright else 0.18 * bool(titles)
+    height = inches * rows + 0.12 * len(lines) + above + 0.05
     figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
-    axes = figure.add_axes((1 - inches * columns / width, 0, inches * columns / width, inches * rows / height))
+    left = 1 - inches * columns / width
+    axes = figure.add_axes((left, 0, inches * columns / width, inches * rows / height))
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     style = {"fontsize": 7, "parse_math": False}  # a prompt may hold a $, which is no mathematics
-    middle = np.arange(max(rows, columns)) * tile + tile / 2
+    middle = np.arange(max(rows, columns)) * 30 + 15
     axes.set_xticks(middle[: len(titles)], titles, rotation=90 if upright else 0, **style)
     axes.set_yticks(middle[: len(captions)], captions, **style)
     axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     figure.suptitle("\n".join(lines), y=1, va="top", **style)
     options = {"format": "png", "dpi": 200, "bbox_inches": "tight", "pad_inches": 0.05}
-    common.save_file(path, lambda file: figure.savefig(file, **options))
+    save_file(path, lambda file: figure.savefig(file, **options))
 
 
 def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
-    """curves: model -> its loss.csv; raw faint, over it the mean of 15 rows; a GAN's losses on axes of their own."""
-    logs = {model: log for model, file in curves.items() if (log := common.read_csv(file))}
-    lines = [(name != "loss", model, name) for model, log in logs.items() for name in log[0] if name.endswith("loss")]
-    kinds = sorted({kind for kind, _, _ in lines})
+    """curves: model -> its loss.csv. Raw faint, over it the mean of 15 rows.
+
+    Denoising losses can be compared; other losses have axes of their own.
+    """
+    remedy = "delete it and its script goes on without"
+    logs = {model: read_table(file, ("step",), remedy) for model, file in curves.items()
+            if file.exists()}  # fmt: skip
+    lines = [
+        (model, name, log) for model, log in logs.items() for name in log if name.endswith("loss")
+    ]
+    kinds = sorted({name != "loss" for _, name, _ in lines})
     figure = Figure(figsize=(7 if len(kinds) < 2 else 11, 4), layout="constrained")
-    all_axes = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0]))
-    for (kind, model, name), color in zip(lines, COLORS * len(lines)):
-        step, loss = np.array([(int(row["step"]), float(row[name])) for row in logs[model]]).T
-        width, label = min(15, len(loss)), f"{model}, {name.replace('_', ' ')}" if kind else model
-        all_axes[kind].plot(step, loss, color=color, alpha=0.25)
+    all_axes = dict(zip(kinds, figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]))
+    for (model, name, log), color in zip(lines, COLORS * len(lines)):
+        other, step, loss = name != "loss", log["step"].to_numpy(), log[name].to_numpy()
+        width, label = min(15, len(loss)), f"{model}, {name.replace('_', ' ')}" if other else model
+        all_axes[other].plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
-        all_axes[kind].plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
-    for kind, axes in all_axes.items():
-        axes.set(xlabel="training step", ylabel="loss" if kind else "denoising loss: MSE of v", yscale="log")
+        all_axes[other].plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
+    for other, axes in all_axes.items():
+        name = "loss" if other else "denoising loss: MSE of v"
+        axes.set(xlabel="training step", ylabel=name, yscale="log")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
-    common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    save_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
     return path
+
+
+def with_scale(text: str, guidance: bool, scale: float) -> str:
+    """Pictures name the guidance scale only where there is guidance."""
+    return f"{text}, guidance scale {scale:g}" if guidance else text
+
+
+# ── What a script leaves ──
+
+
+def save_outputs(run: Run, draw) -> None:
+    """All that a run leaves beside its checkpoint; with --prompt, one picture.
+
+    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, is
+    given (title, images) of each moment that denoising.png shows.
+    """
+    if run.config.prompt is not None:
+        save_prompt_picture(run, draw)
+        return
+    run.begin()
+    save_samples(run, draw)
+    if run.config.has_text:
+        save_prompts_picture(run, draw)
+    save_film(run, draw)
+    save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.metrics / "loss.csv"})
+    save_samples_picture(run)
+
+
+def save_prompt_picture(run: Run, draw) -> None:
+    """--prompt: save a picture of --n images and print its path."""
+    config, steps = run.config, run.saved["train_steps"]
+    pairs = class_words(config.dataset, config.classes)
+    words = [re.escape(word) for pair in pairs for word in pair]
+    if not re.search(rf"\b({'|'.join(words)})\b", config.prompt, re.IGNORECASE):
+        known = ", ".join([*pairs[0], *pairs[1]])
+        print(f"note: the prompt names nothing that was trained on: {known}, ...", file=sys.stderr)
+    if run.step < steps:
+        print(f"note: the model is trained to step {run.step} of {steps} only", file=sys.stderr)
+    pixels, _ = draw_all(run, draw, [config.prompt] * config.n, config.scale, "drawing")
+    path = run.images / f"prompt_{prompt_slug(config)}.png"
+    title = with_scale(config.prompt, config.has_guidance, config.scale)
+    save_grid(path, pixels, math.ceil(config.n**0.5), title, inches=0.6)
+    print(path)
+
+
+def prompt_slug(config) -> str:
+    """A part of a file's name that differs where the picture does."""
+    words = re.sub(r"\W+", "_", config.prompt.lower())[:40].strip("_")
+    parts = [words, f"{zlib.crc32(config.prompt.encode()):08x}", f"w{config.scale:g}"]
+    parts += [f"n{config.n}", f"seed{config.seed}"]
+    for name in config.names("sampling"):
+        if name != "samples":
+            value = getattr(config, name)
+            value = f"{value:g}" if isinstance(value, float) else value
+            parts.append(f"{name.removeprefix('sample_')}{value}")
+    return "_".join(parts)
+
+
+def shown_prompts(config) -> list[str]:
+    """12 prompts, in turn of trained and of held-out phrasings; for a script without text ""."""
+    if not config.has_text:
+        return [""] * 12
+    trained, heldout = TRAIN_TEMPLATES[config.dataset][1:], HELDOUT_TEMPLATES[config.dataset]
+    words, prompts = class_words(config.dataset, config.classes), []
+    for i in range(12):
+        template = (heldout if i % 2 else trained)[i // 2]
+        prompts.append(template.format(words[i % len(words)][i // 3 % 2]))
+    return prompts
+
+
+def save_prompts_picture(run: Run, draw) -> None:
+    """prompts.png: eight images of each of shown_prompts()."""
+    config, scale = run.config, heldout_scale(run.config)
+    prompts = shown_prompts(config)
+    repeated = [prompt for prompt in prompts for _ in range(8)]
+    pixels, _ = draw_all(run, draw, repeated, scale, "prompts.png")
+    captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
+    title = with_scale(config.script, config.has_guidance, scale)
+    title += "; * = a phrasing never trained on"
+    save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
+
+
+def save_film(run: Run, draw) -> None:
+    """denoising.png: how six images come about, at most 11 moments of each."""
+    config, prompts, film = run.config, shown_prompts(run.config)[:6], []
+    draw(prompts, heldout_scale(config), torch.Generator().manual_seed(config.seed), film)
+    moments = np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)
+    titles = [str(film[i][0]) for i in moments]
+    frames = np.stack([to_pixels(film[i][1]) for i in moments], 1)  # (6, moments, 28, 28)
+    strip = frames.reshape(-1, *frames.shape[2:])
+    save_grid(run.images / "denoising.png", strip, len(titles), config.film, titles, prompts)
+
+
+def save_samples_picture(run: Run) -> None:
+    """samples.png: ten images of each class, at the middle one of the scales."""
+    config, names = run.config, run.config.classes
+    scale = config.scales[len(config.scales) // 2]
+    pixels, labels, _ = load_samples(run.images / f"samples_w{scale}.npz")
+    shown = shown_classes(len(names), len(pixels))
+    title = with_scale(config.script, config.has_guidance, scale)
+    if labels[0] < 0:
+        titles, order = [], np.arange(10 * len(shown))
+    else:
+        titles = [names[label] for label in shown]
+        order = (np.arange(10)[:, None] * len(names) + shown).flatten()
+        title += f"; {len(shown)} of {len(names)} classes" if len(shown) < len(names) else ""
+    longest = max(map(len, titles), default=0)
+    inches = 0.3 if len(shown) > 13 else min(0.6, max(0.3, longest / 18))  # so that titles fit
+    pixels = pixels[order[order < len(pixels)]]
+    save_grid(run.images / "samples.png", pixels, len(shown), title, titles, inches=inches)

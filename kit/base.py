@@ -1,0 +1,203 @@
+"""The ground floor: errors, files that are written whole, downloads, a progress bar."""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository
+
+# ── Errors ──
+
+
+class UserError(Exception):
+    """Something the user can mend: cli() prints it as one line and exits with code 2."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"error: {self}"]  # what Jupyter and Colab print instead of a traceback
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str):
+    """Whatever a missing, damaged or edited file raises in this block becomes one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: zlib's, pickle's, zipfile's, KeyError, ...
+        raise UserError(f"{path} cannot be read ({one_line(error)}); {remedy}") from None
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """A full disk or a folder that cannot be written, in this block, becomes one UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or one_line(error)}") from None
+
+
+def cli(main) -> None:
+    """Run main(). What the user can mend becomes one line on stderr and exit code 2.
+
+    Everything else is a fault of the code, and keeps its traceback.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        how = "the same command without --fresh goes on from what is on disk"
+        print(f"\nstopped; {how}", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        memory = re.search("out of memory|can't allocate memory", str(error))
+        if not memory and not isinstance(error, MemoryError):
+            raise
+        print("error: out of memory; try a smaller --batch-size", file=sys.stderr)
+        sys.exit(2)
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: a GPU if CUDA finds one, else the CPU. UserError if the device cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = one_line(error)
+        raise UserError(f"--device {name} cannot be used ({why}); try --device cpu") from None
+
+
+# ── Files ──
+
+
+def save_file(path: Path, write) -> None:
+    """write(file), but aside and then renamed: path holds the old content or all of the new.
+
+    UserError if the disk is full or the folder cannot be written.
+    """
+    content = io.BytesIO()
+    write(content)
+    temporary = path.with_name(f".{path.name}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def save_text(path: Path, text: str) -> None:
+    save_file(path, lambda file: file.write(text.encode()))
+
+
+def save_table(path: Path, rows: list[dict]) -> None:
+    """Write a CSV file with a line for each row."""
+    import pandas as pd
+
+    save_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+
+
+def read_table(path: Path, columns: tuple[str, ...], remedy: str, dtype=None):
+    """-> a pandas DataFrame of a CSV file that has at least these columns, else UserError."""
+    import pandas as pd
+
+    with reading(path, remedy):
+        text = path.read_text(encoding="utf-8-sig")
+        if not text.endswith("\n"):
+            raise ValueError("cut short")
+        table = pd.read_csv(io.StringIO(text), dtype=dtype)
+        missing = [name for name in columns if name not in table]
+        if missing:
+            raise ValueError(f"no column {missing[0]}")
+    return table
+
+
+# ── Downloads ──
+
+
+def reachable(url: str, seconds: float = 5.0) -> bool:
+    """Whether url's host answers. In a thread: a dead name server ignores a socket's time-out."""
+    answers = []
+
+    def ask():
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=seconds).close()
+            answers.append("yes")
+        except urllib.error.HTTPError:
+            answers.append("an error's number, which is an answer all the same")
+        except Exception:  # of many kinds: no answer
+            return
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return bool(answers)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = 15.0):
+    """Within this block a connection that stands still for so long is given up."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def fetch(url: str, path: Path, sha256: str) -> None:
+    """Download to path what is not there yet; its SHA-256 begins so. UserError if that fails."""
+    with reading(path, "delete it"):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+            return
+    if not reachable(url):
+        host = url.split("/")[2]
+        raise UserError(f"{path} is missing or damaged and {host} does not answer")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with time_limit():
+            torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
+    except Exception as error:  # of many kinds
+        why = f"its host sends no such file ({one_line(error)})"
+        raise UserError(f"{path} is missing or damaged and {why}") from None
+
+
+# ── Progress ──
+
+
+class Progress(tqdm):
+    """A bar that counts images; where there is no terminal, a line at every tenth of the way."""
+
+    def __init__(self, *args, unit: str = "image", **others):
+        self.tenth = 0  # of the way, that the last line told of
+        others.setdefault("leave", sys.stderr.isatty())
+        super().__init__(*args, unit=unit, **others)
+
+    def display(self, *args, **kwargs):
+        if sys.stderr.isatty():
+            super().display(*args, **kwargs)
+        elif self.n * 10 // self.total > self.tenth:
+            self.tenth = self.n * 10 // self.total
+            print(self, file=sys.stderr, flush=True)

@@ -24,7 +24,6 @@ from torch import nn
 import common  # this file of the repository and its folder kit/ belong beside the script
 from common import T, flag
 
-
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -107,7 +106,7 @@ class UNet(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in 1..T -> (B, width): sines and cosines (Vaswani et al. 2017), then a small network."""
+    """t (B,) in 1..T -> (B, width): sines, cosines (Vaswani et al. 2017), a small network."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -120,7 +119,7 @@ class TimeEmbedding(nn.Module):
 
 
 class BagOfWords:
-    """The hand-made encoder: a word is a fixed random direction, a sentence the sum of its words."""
+    """The hand-made encoder: a word is a fixed random direction, a sentence the sum of its own."""
 
     name, crc32, dim = "bag of words", 0, 512  # the former two for config.json
 

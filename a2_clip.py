@@ -23,7 +23,6 @@ from torch import nn
 import common  # this file of the repository and its folder kit/ belong beside the script
 from common import T, flag
 
-
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -107,7 +106,7 @@ class UNet(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in 1..T -> (B, width): sines and cosines (Vaswani et al. 2017), then a small network."""
+    """t (B,) in 1..T -> (B, width): sines, cosines (Vaswani et al. 2017), a small network."""
 
     def __init__(self, width: int):
         super().__init__()

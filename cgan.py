@@ -135,7 +135,7 @@ class Discriminator(nn.Module):
 
 
 class TextProjection(nn.Module):
-    """Features (B, width), text (B, dim) -> (B,): how real the image looks, plus how well it fits the text."""
+    """Features (B, width), text (B, dim) -> (B,): how real it looks, plus how it fits the text."""
 
     def __init__(self, dim: int, width: int):
         super().__init__()
@@ -151,7 +151,7 @@ class TextProjection(nn.Module):
 
 
 def discriminator_loss(model: Discriminator, x, drawn, text, gamma: float) -> torch.Tensor:
-    """Each real image of x shall score above the drawn one (B, 1, 28, 28) of the same text (B, dim)."""
+    """Real images x shall score above those drawn (B, 1, 28, 28) from the same text (B, dim)."""
     images = torch.cat([x, drawn.detach()]).requires_grad_()  # (2B, 1, 28, 28)
     scores = model(images, text.repeat(2, 1))
     (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)

@@ -1,33 +1,42 @@
-"""All runs of a data set side by side, from what they saved and evaluate.py measured: figures, tables, a report.
+"""All runs of a data set side by side, from what they saved: figures, tables, a report.
 
 Command   python compare.py --dataset mnist
-Writes    results/mnist/compare/report.md and report.html (one file with all pictures in it), beside their figures;
-          results/mnist/cfg_scale/{images,plots,metrics}: what the guidance scale does
-Seeds     of one model become mean ± standard deviation: python a4_full.py --seed 1 --out results/seed1
-Steps     runs of a4 that differ in --sample-steps alone become a curve: copy results/mnist/a4_full to
+          what evaluate.py has not measured yet, or what has changed since, is measured first
+Writes    results/mnist/compare/report.md and report.html (one file with all pictures in it),
+          beside their figures; results/mnist/cfg_scale/: what the guidance scale does
+Seeds     of one model become mean ± standard deviation:
+          python a4_full.py --seed 1 --out results/seed1
+Steps     runs that differ in --sample-steps alone become a curve: copy results/mnist/a4_full to
           results/steps50/mnist, then python a4_full.py --sample-steps 50 --out results/steps50
 """
 
 import base64
 import html
 import os
+import re
 import sys
 import zlib
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import jinja2
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 import common
-import drawing
 import evaluate
-from drawing.report import TEMPLATE
-from drawing.tables import read_table, table, write
+from kit.base import ROOT, UserError, read_table, save_file, save_table, save_text
+from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
+from kit.run import read_config
+from kit.samples import load_samples
 
-MODELS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
-SAME = "seed sample_steps train_steps batch_size lr samples eta image_count data_source text_encoder_crc32".split()
-SETTINGS = "script train_steps batch_size lr sample_steps eta seed data_source image_count text_encoder device".split()
+# What runs of one model must have in common to be its seeds
+SAME = "train_steps batch_size lr sample_steps eta samples widths patch image_count data_source"
+SAME = ["text_encoder_crc32", "seed", *SAME.split()]
+SETTINGS = "train_steps batch_size lr widths parameters sample_steps eta seed data_source"
+SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
 METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
     "fid": ("FID", -1, "{:.3g}"),
     "coverage": ("coverage", 1, "{:.1%}"),
@@ -36,305 +45,385 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
     "clip_similarity": ("CLIP similarity", 1, "{:.3f}"),
     "accuracy": ("accuracy", 1, "{:.1%}"),
 }
+COSTS = ["sample_images_per_second", "parameters"]
+
+
+@dataclass
+class Config(evaluate.Config):
+    """The flags: those of evaluate.py, for what is not measured yet."""
 
 
 # ── What the runs saved ──
 
 
-def load_run(folder: Path) -> dict:
-    """A run's config, and a row for each of its sample files and floors, with speed where there is one."""
-    config, measure = (
-        drawing.read_config(folder),
-        f"first: python evaluate.py --dataset {folder.parent.name}",
-    )
-    parts = [read_table(folder / "metrics" / f"{name}.csv", measure) for name in evaluate.TABLES]
+def measured(folder: Path, dataset: str) -> pd.DataFrame:
+    """A row for each sample file and floor. UserError if the run was not measured as it is now."""
+    again, tables = f"first: python evaluate.py --dataset {dataset}", []
+    for name in evaluate.TABLES:
+        path = folder / "metrics" / f"{name}.csv"
+        tables.append(read_table(path, evaluate.KEYS, again))
+    table = pd.concat(tables, axis=1)
+    table = table.loc[:, ~table.columns.duplicated()]
+    extractor = table["extractor"].iloc[0]
+    table.columns = table.columns.str.removesuffix(f"_{extractor}")
+    columns = {column for columns in evaluate.TABLES.values() for column in columns}
     drawn = {zlib.crc32(path.read_bytes()) for path in folder.glob("images/samples_*.npz")}
-    if (
-        drawn != {row["samples_crc32"] for row in parts[0]} - {""}
-        or len({len(part) for part in parts}) > 1
-    ):
-        raise common.UserError(f"{folder} has other samples than were measured; {measure}")
-    performance = read_table(folder / "metrics" / "performance.csv", f"run {folder.name}.py again")
-    speed = {row["scale"]: row for row in performance}
-    rows = []
-    for cut in zip(*parts):
-        row = {k: v for part in cut for k, v in part.items()}
-        row = {k.removesuffix(f"_{row['extractor']}"): v for k, v in row.items()}
-        rows.append((speed.get(row["scale"], {}) if row["phrasings"] != "held out" else {}) | row)
-    return {"folder": folder, "script": folder.name, "config": config, "rows": rows}
+    if len({len(part) for part in tables}) > 1 or not columns <= {*table.columns}:
+        raise UserError(f"{folder}/metrics does not fit together; {again}")
+    if drawn != {*table["samples_crc32"].dropna()}:
+        raise UserError(f"{folder} has other samples than were measured; {again}")
+    return table
+
+
+def measure_what_is_new(config: Config, folders: list[Path]) -> None:
+    """What evaluate.py does, for those runs alone that it has not measured as they are now."""
+    extractor = {"inception": "inception_v3", "tiny": "tiny_clip"}.get(config.extractor)
+    done, new = [], []
+    for folder in folders:
+        try:
+            row = measured(folder, config.dataset).iloc[0]
+        except UserError:
+            new.append(folder)
+            continue
+        as_asked = extractor in (None, row["extractor"])
+        as_asked = as_asked and config.clip in ("auto", row["text_encoder"])
+        (done if as_asked else new).append(row if as_asked else folder)
+    real = config.out / config.dataset / "compare" / "real.npz"
+    if not new and real.exists():
+        return
+    if done:  # like with like
+        config.clip = done[0]["text_encoder"]
+        config.extractor = {"inception_v3": "inception"}.get(done[0]["extractor"], "tiny")
+    judge = evaluate.Judge(config)
+    for folder in new:
+        print(f"measuring {folder}", file=sys.stderr)
+        judge.judge(folder)
+    judge.save_real()
+
+
+def load_run(folder: Path, dataset: str) -> dict:
+    """A run's config, and its rows, with costs where there are some."""
+    table, remedy = measured(folder, dataset), f"run {folder.name}.py again"
+    costs = read_table(folder / "metrics" / "performance.csv", ("scale", *COSTS), remedy)
+    table = table.merge(costs[["scale", *COSTS]], on="scale", how="left")
+    table.loc[table["phrasings"] == "held out", COSTS] = np.nan
+    config = {"family": "", "description": "", "has_guidance": False, **read_config(folder)}
+    return {"folder": folder, "script": folder.name, "config": config, "rows": table}
 
 
 def same(run: dict, other: dict, besides: str = "seed") -> bool:
     """Whether two runs differ in nothing but this."""
-    return all(run["config"].get(name) == other["config"].get(name) for name in {*SAME} - {besides})
+    names = {*SAME} - {besides}
+    return all(run["config"].get(name) == other["config"].get(name) for name in names)
 
 
-def mean_rows(runs: list[dict]) -> dict[tuple, dict]:
-    """(model, phrasings, scale) -> column -> array (seeds,): the same row of every run."""
-    groups = {}
-    for row in (row for run in runs for row in run["rows"] if row["scale"] != ""):
-        group = groups.setdefault((row["model"], row["phrasings"], row["scale"]), {})
-        for name, value in row.items():
-            group.setdefault(name, []).append(value)
-    return groups
+def check_measured_alike(table: pd.DataFrame, dataset: str) -> None:
+    for column in ("extractor", "text_encoder", "reference"):
+        names = table[column].unique()
+        if len(names) > 1:
+            again = f"measure all with one: python evaluate.py --dataset {dataset}"
+            listed = ", ".join(map(str, names))
+            raise UserError(f"runs were measured with more than one {column}: {listed}; {again}")
+
+
+def scripts_here() -> list[str]:
+    """The names of all models' scripts beside this file."""
+    names = []
+    for file in sorted(ROOT.glob("*.py")):
+        if re.search(r"^class \w+\(common\.Config\)", file.read_text(encoding="utf-8"), re.M):
+            names.append(file.stem)
+    return names
+
+
+# ── Numbers ──
+
+
+def over_seeds(runs: list[dict]) -> pd.DataFrame:
+    """(model, phrasings, scale) -> for each column mean, std, size (seeds) and first (run)."""
+    table = pd.concat([run["rows"] for run in runs]).dropna(subset="scale")
+    groups = table.groupby(["model", "phrasings", "scale"])
+    return groups[["n", *METRICS, "with_wrong_prompts", *COSTS]].agg(
+        ["mean", "std", "size", "first"]
+    )
+
+
+def the_floors(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of real images and of noise, measured on the largest n."""
+    floors = table[table["scale"].isna()].sort_values("n", kind="stable")
+    return floors.drop_duplicates("model", keep="last").set_index("model")
+
+
+def trained_points(numbers: pd.DataFrame, model: str) -> pd.DataFrame:
+    """scale -> numbers, of the samples that all tables and curves show."""
+    table = numbers.loc[model]
+    return table[table.index.get_level_values("phrasings") != "held out"].droplevel("phrasings")
+
+
+def write(mean: float, std: float = np.nan, form: str = "{:.3g}") -> str:
+    """Mean, and with several seeds the standard deviation."""
+    if np.isnan(mean):
+        return "–"
+    form = form if abs(mean) < 1000 else "{:,.0f}"
+    return form.format(mean) + (
+        "" if np.isnan(std) else f" ± {form.replace('3g', '2g').format(std)}"
+    )
+
+
+def compared(numbers, models: list[str], guided: list[str], fid: str, floors) -> pd.DataFrame:
+    """A row for each model and guidance scale, then what real images and noise score."""
+    rows = []
+    for model in models:
+        for scale, row in trained_points(numbers, model).iterrows():
+            head = {"model": model, "scale": f"{scale:g}" if model in guided else "–"}
+            head |= {"n": f"{row['n', 'first']:.0f}", "seeds": str(int(row["n", "size"]))}
+            cells = {column: (row[column, "mean"], row[column, "std"]) for column in METRICS}
+            wrong = row["with_wrong_prompts", "mean"], row["with_wrong_prompts", "std"]
+            new = "–"
+            if (model, "held out", scale) in numbers.index:
+                held_out = numbers.loc[model, "held out", scale]
+                new = write(*held_out["accuracy"][["mean", "std"]], "{:.1%}")
+                new += f", n = {held_out['n', 'first']:.0f}"
+            costs = [row[column, "first"] for column in COSTS]  # load, not the seed, moves them
+            rows.append(cells_of(head, cells, wrong, fid, new, costs))
+    for name, row in floors.iterrows():
+        head = {"model": name, "scale": "–", "n": f"{row['n']:.0f}", "seeds": "–"}
+        cells, wrong = {column: (row[column],) for column in METRICS}, (row["with_wrong_prompts"],)
+        rows.append(cells_of(head, cells, wrong, fid, "–", [np.nan, np.nan]))
+    return pd.DataFrame(rows)
+
+
+def cells_of(head: dict, cells: dict, wrong: tuple, fid: str, new: str, costs: list) -> dict:
+    for column, (title, _, form) in METRICS.items():
+        head[fid if column == "fid" else title] = write(*cells[column], form=form)
+    head["similarity, wrong prompts"] = write(*wrong, form="{:.3f}")
+    head |= {"new phrasings": new, "images/s": write(costs[0]), "parameters": write(costs[1])}
+    return head
+
+
+def verdict(model: str, points: pd.DataFrame, fid: str) -> str:
+    """Which guidance scale is best at what, from the numbers (index: scale)."""
+    best = {}  # the scales that win -> at what
+    for column, (name, sign, form) in METRICS.items():
+        values = points[column, "mean"].map(lambda value: float(f"{value:.3g}"))
+        top = (sign * values).max() * sign
+        winners = " and ".join(f"{scale:g}" for scale in values.index[values == top])
+        title = fid if column == "fid" else name
+        best.setdefault(winners, []).append(f"{title} ({form.format(top)})")
+    seeds = int(points["n", "size"].min())
+    scales = ", ".join(f"{scale:g}" for scale in points.index)
+    parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
+    head = f"{model}, of the scales {scales} ({seeds} seed{'s' if seeds > 1 else ''})"
+    return f"{head}: {'; '.join(parts)}."
 
 
 # ── Figures ──
 
 
 def save(path: Path, figure: Figure) -> Path:
-    common.save_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    save_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
     return path
 
 
-def save_curves(
-    path: Path, curves: dict[str, list[tuple]], real: dict, xlabel: str, fid: str
-) -> Path:
-    """curves: model -> (x, its row of mean_rows) each; bars: standard deviation of seeds; dashed: real images."""
+def save_curves(path: Path, curves: dict, real: pd.Series, xlabel: str, fid: str) -> Path:
+    """curves: line -> numbers (index: x); bars: deviation over seeds; dashed: real images."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (column, (name, _, _)) in zip(figure.subplots(2, 3).flat, METRICS.items()):
-        for (model, points), color, marker in zip(
-            curves.items(), drawing.COLORS * len(curves), "os^Dv*" * len(curves)
-        ):
-            x, values = [x for x, _ in points], [row[column] for _, row in points]
-            spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
-            axes.errorbar(
-                x,
-                [np.mean(v) for v in values],
-                spread,
-                label=model,
-                color=color,
-                marker=marker,
-                capsize=3,
-            )
-        axes.axhline(np.mean(real[column]), color="grey", linestyle="--", label="real images")
+        for (line, points), color, marker in zip(curves.items(), cycle(COLORS), cycle("os^Dv*")):
+            mean, spread = points[column, "mean"], points[column, "std"].fillna(0)
+            style = {"label": line, "color": color, "marker": marker, "capsize": 3}
+            axes.errorbar(points.index, mean, spread, **style)
+        axes.axhline(real[column], color="grey", linestyle="--", label="real images")
         axes.set(xlabel=xlabel, ylabel=fid if column == "fid" else name)
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return save(path, figure)
 
 
-def save_speed(path: Path, rows: dict[tuple, dict], real: dict, fid: str) -> Path:
+def save_speed(path: Path, numbers, models: list[str], real: pd.Series, fid: str) -> Path:
     """FID against images drawn per second, a point for every model and scale."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    for model, color, marker in zip(MODELS, drawing.COLORS, "os^Dv*"):
-        points = {
-            key[2]: row
-            for key, row in rows.items()
-            if key[0] == model and "sample_images_per_second" in row
-        }
-        xy = [[row["sample_images_per_second"][-1], np.mean(row["fid"])] for row in points.values()]
-        if xy:
-            axes.plot(*np.transpose(xy), marker, color=color, label=model, markersize=8)
-        for scale, point in zip(points if len(points) > 1 else (), xy):
-            axes.annotate(f"{scale:g}", point, (5, 5), textcoords="offset points", fontsize=8)
-    axes.axhline(np.mean(real["fid"]), color="grey", linestyle="--", label="real images")
-    axes.set(
-        xlabel="images drawn per second (numbers: guidance scale)",
-        ylabel=fid,
-        xscale="log",
-        yscale="log",
-    )
+    for model, color, marker in zip(models, cycle(COLORS), cycle("os^Dv*")):
+        points = trained_points(numbers, model)
+        speed, distance = points["sample_images_per_second", "first"], points["fid", "mean"]
+        axes.plot(speed, distance, marker, color=color, label=model, markersize=8)
+        if len(points) > 1:
+            for scale, x, y in zip(points.index, speed, distance):
+                axes.annotate(f"{scale:g}", (x, y), (5, 5), textcoords="offset points", fontsize=8)
+    axes.axhline(real["fid"], color="grey", linestyle="--", label="real images")
+    axes.set(xlabel="images drawn per second (numbers: guidance scale)", ylabel=fid)
+    axes.set(xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return save(path, figure)
 
 
 def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
-    """Images of every file, a row each, beside a caption: two of each class or one, at most 26 of them."""
-    arrays = {caption: drawing.load_samples(file) for caption, file in files.items()}
+    """Images of every file (caption -> path), a row each: two of each class or one, at most 26."""
+    arrays = {caption: load_samples(file) for caption, file in files.items()}
     n = min(len(labels) for _, labels, _ in arrays.values())
-    shown = (
-        np.arange(min(2 * len(names), n))
-        if len(names) <= 13
-        else drawing.shown_classes(len(names), n)
-    )
-    captions = [
-        name + " (asked for nothing)" * bool(labels[0] < 0)
-        for name, (_, labels, _) in arrays.items()
-    ]
+    shown = np.arange(min(2 * len(names), n))
+    if len(names) > 13:
+        shown = shown_classes(len(names), n)
+    captions = []
+    for caption, (_, labels, _) in arrays.items():
+        captions.append(f"{caption} (asked for nothing)" if labels[0] < 0 else caption)
     pixels = np.concatenate([images[shown] for images, _, _ in arrays.values()])
-    title = f"{len(shown)} of {len(names)} classes" * (len(shown) < len(names))
-    drawing.save_grid(
-        path,
-        pixels,
-        len(shown),
-        title,
-        [names[i % len(names)] for i in shown],
-        captions,
-        inches=0.35,
-    )
+    title = f"{len(shown)} of {len(names)} classes" if len(shown) < len(names) else ""
+    titles = [names[i % len(names)] for i in shown]
+    save_grid(path, pixels, len(shown), title, titles, captions, inches=0.35)
     return path
 
 
-# ── Tables and words ──
+def samples_shown(run: dict) -> tuple[str, Path]:
+    """The caption and the sample file that stand for a run: at scale 2 if there is one."""
+    files = sorted(run["folder"].glob("images/samples_w*.npz"))
+    file = next((file for file in files if "_w2.0" in file.name), files[0])
+    scale = float(file.stem.split("_w")[1])
+    return with_scale(run["script"], run["config"]["has_guidance"], scale), file
 
 
-def compared(
-    rows: dict[tuple, dict], models: tuple, fid: str, floors: dict[str, dict]
-) -> list[dict]:
-    """A row for each model and guidance scale, then what real images and noise score."""
-    keys = [
-        key for model in models for key in sorted(rows) if key[0] == model and key[1] != "held out"
-    ]
-    picked = [
-        (key[0], f"{key[2]:g}" * (not common.meaningless(key[0], "scale")), key, rows[key])
-        for key in keys
-    ]
-    result = []
-    for name, scale, key, row in picked + [(name, "", None, row) for name, row in floors.items()]:
-        new = rows.get((key[0], "held out", key[2]), {}) if key else {}
-        seeds = str(len(row["n"])) if key else "–"
-        cells = {"model": name, "scale": scale or "–", "n": f"{row['n'][0]:.0f}", "seeds": seeds}
-        cells |= {
-            fid if c == "fid" else title: write(row[c], form)
-            for c, (title, _, form) in METRICS.items()
-        }
-        cells["similarity, wrong prompts"] = write(row["with_wrong_prompts"], "{:.3f}")
-        count = f", n = {new['n'][0]:.0f}" if new else ""
-        cells["new phrasings"] = write(new.get("accuracy"), "{:.1%}") + count
-        cells["images/s"] = write(
-            row.get("sample_images_per_second", [])[-1:]
-        )  # load, not the seed, moves it
-        cells["parameters"] = f"{row['parameters'][0]:,.0f}" if "parameters" in row else "–"
-        result.append(cells)
-    return result
+# ── The study of the guidance scale, and the report ──
 
 
-def verdict(model: str, points: list[tuple], fid: str) -> str:
-    """Which guidance scale is best at what, from the numbers."""
-    best = {}
-    for column, (name, sign, form) in METRICS.items():
-        values = [(sign * float(f"{np.mean(row[column]):.3g}"), w) for w, row in points]
-        top = max(value for value, _ in values)
-        winners = " and ".join(f"{w:g}" for value, w in values if value == top)
-        best.setdefault(winners, []).append(
-            f"{fid if column == 'fid' else name} ({form.format(abs(top))})"
-        )
-    seeds, scales = min(len(row["n"]) for _, row in points), ", ".join(f"{w:g}" for w, _ in points)
-    parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
-    return f"{model}, of the scales {scales} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(parts)}."
+def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, fid: str, names) -> dict:
+    """Figures and a table of the models with guidance (runs: name -> run) -> the figures."""
+    curves = {model: trained_points(numbers, model) for model in runs}
+    figures, rows = {}, []
+    for model, points in curves.items():
+        images = runs[model]["folder"] / "images"
+        files = {f"scale {scale:g}": images / f"samples_w{scale}.npz" for scale in points.index}
+        files = {caption: path for caption, path in files.items() if path.exists()}
+        figures[model] = save_rows(folder / "images" / f"{model}.png", names, files)
+        for scale, row in points.iterrows():
+            cells = {"model": model, "scale": scale, "n": int(row["n", "first"])}
+            cells |= {"seeds": int(row["n", "size"]), "extractor": fid[5:-1]}
+            for column in METRICS:
+                cells |= {f"{column}_{x}": f"{row[column, x]:.5g}" for x in ("mean", "std")}
+            rows.append(cells)
+    save_table(folder / "metrics" / "cfg_scale.csv", rows)
+    plot = save_curves(folder / "plots" / "scale.png", curves, real, "guidance scale", fid)
+    return {"scale": plot, **figures}
 
 
-# ── The report ──
+def step_curves(runs: list[dict], first: dict) -> dict[str, pd.DataFrame]:
+    """line -> numbers (index: sampling steps), of runs that differ in nothing else."""
+    curves = {}
+    for model, one in first.items():
+        alike = [run for run in runs if run["script"] == model and same(run, one, "sample_steps")]
+        by_steps = {run["config"].get("sample_steps"): over_seeds([run]) for run in alike}
+        if len(by_steps) > 1:
+            table = pd.concat(
+                {steps: by_steps[steps] for steps in sorted(by_steps)}, names=["steps"]
+            )
+            table = table.xs((model, "trained"), level=("model", "phrasings"))
+            for scale, points in table.groupby("scale"):
+                curves[f"{model}, scale {scale:g}"] = points.droplevel("scale")
+    return {line: points for line, points in curves.items() if len(points) > 1}
 
 
-def html_table(rows: list[dict]) -> str:
-    lines = [f"<th>{'<th>'.join(map(html.escape, rows[0]))}"]
-    lines += [f"<td>{'<td>'.join(map(html.escape, row.values()))}" for row in rows]
-    return f"<div><table><tr>{'<tr>'.join(lines)}</table></div>"
+def html_table(table: pd.DataFrame) -> str:
+    with pd.option_context("display.max_colwidth", None):  # else long texts are cut
+        return f"<div>{table.to_html(index=False, border=0)}</div>"
 
 
 def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     """report.md, whose pictures are files beside it, and report.html, which holds them itself."""
-    template = jinja2.Environment(trim_blocks=True).from_string(TEMPLATE)
-    links = {
-        name: f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})"
-        for name, path in figures.items()
+    loader = jinja2.FileSystemLoader(ROOT / "kit", encoding="utf-8")
+    environment = jinja2.Environment(loader=loader, trim_blocks=True)
+    links, data = {}, {}
+    for name, path in figures.items():
+        links[name] = f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})"
+        content = base64.b64encode(path.read_bytes()).decode()
+        data[name] = f'<img alt="{name}" src="data:image/png;base64,{content}">'
+    markdown = {
+        "h": lambda text, level: f"{'#' * level} {text}",
+        "p": lambda text: " ".join(text.split()),
+        "table": lambda table: table.to_markdown(index=False, disable_numparse=True),
+        "figure": links.get,
     }
-    markdown = {"h": lambda text, level: f"{'#' * level} {text}", "p": str, "figure": links.get}
-    text = template.render(facts, **markdown, table=table)
-    common.save_file(folder / "report.md", lambda file: file.write(text.encode()))
-    marked = {"h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>"}
-    data = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
-    marked["figure"] = lambda name: f'<img alt="{name}" src="data:image/png;base64,{data[name]}">'
-    marked["p"] = lambda text: f"<p>{html.escape(text)}</p>"
-    page = template.render(facts, **marked, table=html_table, page=True)
-    common.save_file(folder / "report.html", lambda file: file.write(page.encode()))
+    page = {
+        "h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>",
+        "p": lambda text: f"<p>{html.escape(' '.join(text.split()))}</p>",
+        "table": html_table,
+        "figure": data.get,
+    }
+    for name, functions in {"report.md": markdown, "report.html": page}.items():
+        environment.filters.update(functions)
+        template = environment.get_template("report.jinja")
+        is_page = name.endswith("html")
+        save_text(folder / name, template.render(facts, write=write, page=is_page, **functions))
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = evaluate.parser("compare.py", __doc__).parse_args(argv)
-    runs, folder = [load_run(path) for path in evaluate.find_runs(args)], args.out / args.dataset
-    measured, here, study = (
-        [row for run in runs for row in run["rows"]],
-        folder / "compare",
-        folder / "cfg_scale",
+    config = Config.parse(argv)
+    folders = evaluate.find_runs(config)
+    measure_what_is_new(config, folders)
+    runs = [load_run(folder, config.dataset) for folder in folders]
+    table = pd.concat([run["rows"] for run in runs])
+    check_measured_alike(table, config.dataset)
+
+    first, seeds = {}, {}  # the first run of each model; (model, seed) -> one of each seed like it
+    for run in runs:
+        first.setdefault(run["script"], run)
+        if same(run, first[run["script"]]):
+            seeds.setdefault((run["script"], run["config"]["seed"]), run)
+    first = dict(sorted(first.items()))
+    numbers, floors, steps = (
+        over_seeds([*seeds.values()]),
+        the_floors(table),
+        step_curves(runs, first),
     )
-    for column in ("extractor", "text_encoder", "reference"):
-        if len(names := {str(row[column]) for row in measured}) > 1:
-            again = f"measure all with one: python evaluate.py --dataset {args.dataset}"
-            raise common.UserError(
-                f"runs were measured with more than one {column}: {', '.join(names)}; {again}"
-            )
-    fid, first = f"FID ({measured[0]['extractor']})", {run["script"]: run for run in reversed(runs)}
-    alike = {
-        (x["script"], x["config"]["seed"]): x for x in reversed(runs) if same(x, first[x["script"]])
-    }.values()
-    steps = [
-        run
-        for run in runs
-        if run["script"] == "a4_full" and same(run, first["a4_full"], "sample_steps")
-    ]
-    rows, models = mean_rows(alike), [name for name in MODELS if name in first]
-    floors = sorted((row for row in measured if row["scale"] == ""), key=lambda row: row["n"])
-    floors = {
-        row["model"]: {name: [value] for name, value in row.items()} for row in floors
-    }  # of the largest n
-    real, curves = floors["real images"], {}
-    for key in sorted(rows):
-        if not common.meaningless(key[0], "scale") and key[1] == "trained":
-            curves.setdefault(key[0], []).append((key[2], rows[key]))
-    pictured = {"real images": here / "real.npz"}
-    for model in models:
-        files = sorted(
-            first[model]["folder"].glob("images/samples_w*.npz"),
-            key=lambda path: "_w2.0" not in path.name,
-        )
-        pictured[drawing.with_scale(model, model, float(files[0].stem.split("_w")[1]))] = files[0]
-    losses = {model: first[model]["folder"] / "metrics" / "loss.csv" for model in models}
+    in_steps = [run for run in runs if same(run, first[run["script"]], "sample_steps")]
+    used = [run["folder"] for run in [*seeds.values(), *(in_steps if steps else [])]]
+    fid, real = f"FID ({table['extractor'].iloc[0]})", floors.loc["real images"]
+    guided = {model: run for model, run in first.items() if run["config"]["has_guidance"]}
+    families = {run["config"]["family"] for run in first.values()}
+    ladder = [x for x, run in first.items() if run["config"]["family"] in ("diffusion", "")]
+
+    folder = config.out / config.dataset
+    here = folder / "compare"
+    losses = {model: run["folder"] / "metrics" / "loss.csv" for model, run in first.items()}
+    pictured = {"real images": here / "real.npz", **dict(map(samples_shown, first.values()))}
     figures = {
-        "grid": save_rows(here / "grid.png", args.classes, pictured),
-        "loss": drawing.save_loss_plot(here / "loss.png", losses),
-        "speed": save_speed(here / "speed.png", rows, real, fid),
+        "grid": save_rows(here / "grid.png", config.classes, pictured),
+        "loss": save_loss_plot(here / "loss.png", losses),
+        "speed": save_speed(here / "speed.png", numbers, [*first], real, fid),
     }
-    for model, points in curves.items():
-        files = {
-            f"scale {w:g}": first[model]["folder"] / "images" / f"samples_w{w}.npz"
-            for w, _ in points
-        }
-        files = {
-            caption: path for caption, path in files.items() if path.exists()
-        }  # a scale of another seed alone
-        figures[model] = save_rows(study / "images" / f"{model}.png", args.classes, files)
-    if curves:
-        figures["scale"] = save_curves(
-            study / "plots" / "scale.png", curves, real, "guidance scale", fid
-        )
-        forms = {
-            "mean": np.mean,
-            "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan,
-        }
-        common.save_csv(study / "metrics" / "cfg_scale.csv", [
-            {"model": m, "scale": w, "n": int(row["n"][0]), "seeds": len(row["n"]), "extractor": row["extractor"][0]}
-            | {f"{column}_{name}": f"{form(row[column]):.5g}" for column in METRICS for name, form in forms.items()}
-            for m, points in curves.items() for w, row in points
-        ])  # fmt: skip
-    by_steps = {}
-    for run in sorted(steps, key=lambda run: run["config"]["sample_steps"]):
-        for (model, phrasings, w), row in mean_rows([run]).items():
-            if phrasings == "trained":
-                by_steps.setdefault(f"{model}, scale {w:g}", []).append(
-                    (run["config"]["sample_steps"], row)
-                )
-    by_steps = {line: points for line, points in by_steps.items() if len(points) > 1}
-    if by_steps:
-        figures["steps"] = save_curves(here / "steps.png", by_steps, real, "sampling steps", fid)
-    missing = [
-        f"{x} (python {x}.py --dataset {args.dataset})"
-        for x in MODELS
-        if x not in first and not args.models
-    ]
+    if guided:
+        study = folder / "cfg_scale"
+        figures |= guidance_study(study, guided, numbers, real, fid, config.classes)
+    if steps:
+        figures["steps"] = save_curves(here / "steps.png", steps, real, "sampling steps", fid)
+    missing = []
+    if not config.models:
+        for name in scripts_here():
+            if name not in first:
+                missing.append(f"{name} (python {name}.py --dataset {config.dataset})")
+                print(f"missing: {missing[-1]}", file=sys.stderr)
+    settings = []
+    for model, run in first.items():
+        row = {name: run["config"].get(name, "–") for name in SETTINGS}
+        settings.append({"script": model, **{name: str(x) for name, x in row.items()}})
     save_report(
-        here, figures, dataset=args.dataset, classes=args.classes, missing=missing, fid=fid, guided=[*curves],
-        write=write, steps=bool(by_steps), real=real, noise=floors["noise"],
-        settings=[{k: str(first[x]["config"].get(k)).replace("None", "–") for k in SETTINGS} for x in models],
-        apart=[str(run["folder"]) for run in runs if run not in alike and run not in steps],
-        comparison=compared(rows, ("cgan", "a0_uncond", "a1_cond", "a4_full"), fid, floors),
-        ablation=compared(rows, MODELS[:5], fid, floors), verdicts=[verdict(m, x, fid) for m, x in curves.items()],
-    )  # fmt: skip
-    sys.stderr.writelines(f"missing: {text}\n" for text in missing)
+        here,
+        figures,
+        dataset=config.dataset,
+        classes=config.classes,
+        missing=missing,
+        apart=[str(run["folder"]) for run in runs if run["folder"] not in used],
+        models={model: run["config"]["description"] for model, run in first.items()},
+        settings=pd.DataFrame(settings),
+        fid=fid,
+        real=real,
+        noise=floors.loc["noise"],
+        families=sorted(families, key=lambda name: (name == "diffusion", name)),
+        comparison=compared(numbers, [*first], [*guided], fid, floors),
+        ablation=compared(numbers, ladder, [*guided], fid, floors),
+        guided=[*guided],
+        verdicts=[verdict(x, trained_points(numbers, x), fid) for x in guided],
+        steps=bool(steps),
+    )
     print(here / "report.html")
 
 

@@ -14,7 +14,7 @@ from kit.base import UserError, fetch, reading
 
 
 def import_clip():
-    """OpenAI's package wants pkg_resources.packaging, which setuptools dropped: hand it packaging."""
+    """OpenAI's package wants pkg_resources.packaging, which new setuptools lack: hand it that."""
     if "clip" not in sys.modules:
         import packaging.version
 

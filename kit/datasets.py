@@ -41,8 +41,9 @@ TRAIN_TEMPLATES = {
 HELDOUT_TEMPLATES = {  # never trained on by any model, tiny CLIP included
     "mnist": (
         "show me the figure {}|{} written with a pen|I would like a {} please|"
-        "someone scribbled {} on paper|what does {} look like?|a scan of an old letter with {} in it|"
-        "my favourite is {}|give me {}!|a child's attempt at writing {}|just {} and nothing else|"
+        "someone scribbled {} on paper|what does {} look like?|"
+        "a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
+        "a child's attempt at writing {}|just {} and nothing else|"
         "chalk on a blackboard: {}|could you sketch {} for me"
     ).split("|"),
     "emnist": (
@@ -107,7 +108,7 @@ def which(config) -> dict:
 
 
 def settle_classes(config) -> None:
-    """Fill in what --emnist-split, --classes and --per-class leave open. UserError for bad names."""
+    """Fill in what --emnist-split, --classes, --per-class leave open. UserError for bad names."""
     if config.dataset == "mnist":
         config.classes = list(DIGITS)
     elif config.dataset == "emnist":

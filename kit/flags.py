@@ -1,4 +1,4 @@
-"""Choices that are flags: a field of a Config is a flag of the command line, with help and check."""
+"""Choices that are flags: a field of a Config is a flag, with its help and its check."""
 
 import argparse
 import dataclasses

@@ -87,7 +87,7 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
 
 
 def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> pixels uint8 (N, 28, 28), labels (N,): 450 of each digit in train, the other 50 in test."""
+    """-> pixels uint8 (N, 28, 28), labels (N,): 450 of each digit in train, the rest in test."""
     with reading(EMBEDDED, "get it from the repository"), np.load(EMBEDDED) as file:
         pixels, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
     chosen = (torch.arange(len(labels)) % 10 == 9) == (split == "test")  # it is sorted by class

@@ -1,4 +1,4 @@
-"""QuickDraw's bitmaps: of Google's file of each category only the beginning, as much as is wanted."""
+"""QuickDraw's bitmaps: of Google's file of each category only as much as is wanted."""
 
 import http.client
 import io

@@ -12,8 +12,18 @@ from pathlib import Path
 
 import torch
 
-from kit.base import ROOT, Progress, UserError, pick_device, read_table, reading
-from kit.base import save_file, save_table, save_text, writing
+from kit.base import (
+    ROOT,
+    Progress,
+    UserError,
+    pick_device,
+    read_table,
+    reading,
+    save_file,
+    save_table,
+    save_text,
+    writing,
+)
 from kit.datasets import settle_classes
 from kit.flags import Config, plain
 from kit.images import load_dataset
@@ -22,7 +32,7 @@ PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
 
 
 class Run:
-    """results/<dataset>/<script>/. What a script asks of it stands in the order in which it asks."""
+    """results/<dataset>/<script>/: what one run has on disk, and how far it has come."""
 
     LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
 
@@ -52,7 +62,7 @@ class Run:
             self.clip = self.saved.get("text_encoder") or "auto"
 
     def take_over_choices(self) -> None:
-        """For --prompt: what no flag says is as it was in training. UserError without a training."""
+        """For --prompt: what no flag says is as in training. UserError without a training."""
         config = self.config
         if not self.saved:
             command = f"python {config.script}.py --dataset {config.dataset}"
@@ -196,6 +206,17 @@ class Run:
             torch.set_rng_state(self.checkpoint["rng"]["random"])
             if torch.cuda.is_available() and "cuda" in self.checkpoint["rng"]:
                 torch.cuda.set_rng_state(self.checkpoint["rng"]["cuda"])
+
+
+def encode_once(encoder, texts: list[str], known: dict[str, torch.Tensor]) -> torch.Tensor:
+    """-> (n, dim). known, text -> vector, is filled in.
+
+    Each text is encoded by itself: so its vector depends on nothing else, also when rounded.
+    """
+    for text in texts:
+        if text not in known:
+            known[text] = encoder.encode_text([text])[0]
+    return torch.stack([known[text] for text in texts])
 
 
 def git_revision() -> str | None:

@@ -27,8 +27,15 @@ import torch.nn.functional as F
 
 from kit.base import ROOT, Progress, UserError, cli, pick_device, save_file
 from kit.clip import Clip, clip_pixels, import_clip
-from kit.datasets import DIGITS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES
-from kit.datasets import class_words, phrasings, settle_classes, which
+from kit.datasets import (
+    DIGITS,
+    HELDOUT_TEMPLATES,
+    TRAIN_TEMPLATES,
+    class_words,
+    phrasings,
+    settle_classes,
+    which,
+)
 from kit.flags import DataConfig, flag
 from kit.images import EMBEDDED as DIGIT_IMAGES
 from kit.images import embedded_mnist, load_dataset, to_images
@@ -201,7 +208,7 @@ def measure(clip: Clip, config, images: torch.Tensor, labels: torch.Tensor) -> d
 
 
 def real_images(config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> images in [-1, 1], labels. Of MNIST the embedded, so that assets/tiny_clip.pt can be made."""
+    """-> images in [-1, 1], labels. Of MNIST the embedded: assets/tiny_clip.pt was made of them."""
     if config.dataset == "mnist" and DIGIT_IMAGES.exists():
         pixels, labels = embedded_mnist(split)
     else:

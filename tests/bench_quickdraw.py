@@ -26,7 +26,12 @@ def classifier(classes: int) -> nn.Module:
     widths, layers = (1, 32, 64, 128), []
     for c_in, c_out in zip(widths, widths[1:]):
         layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
-        layers += [nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [
+            nn.Conv2d(c_out, c_out, 3, padding=1),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 9, classes))
 
 
@@ -37,7 +42,9 @@ def train(images: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Module
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     for _ in range(STEPS):
         i = torch.randint(len(images), (64,))
-        x = tiny_clip.jitter(torch.where(torch.rand(64, 1, 1, 1) < 0.5, images[i], images[i].flip(3)))
+        x = tiny_clip.jitter(
+            torch.where(torch.rand(64, 1, 1, 1) < 0.5, images[i], images[i].flip(3))
+        )
         optimizer.zero_grad()
         F.cross_entropy(net(x), labels[i], label_smoothing=0.05).backward()
         optimizer.step()
@@ -55,7 +62,10 @@ def main(argv: list[str]) -> None:
     config = drawing.read_config(run)
     names, n = config["classes"], config["per_class"]
     real = [drawing.to_images(read_bitmaps(bitmaps / f"{name}.npy", n)) for name in names]
-    images, labels = torch.cat(real), torch.arange(len(real)).repeat_interleave(torch.tensor([*map(len, real)]))
+    images, labels = (
+        torch.cat(real),
+        torch.arange(len(real)).repeat_interleave(torch.tensor([*map(len, real)])),
+    )
     unseen = torch.arange(len(images)) % 5 == 4
     net = train(images[~unseen], labels[~unseen], len(names))
     real_right = right(net, images[unseen], labels[unseen]).float().mean()

@@ -24,7 +24,12 @@ import common  # noqa: E402
 
 def data_args(dataset="mnist", classes=common.DIGITS, **others):
     """What functions read of a script's arguments, for one data set."""
-    given = {"emnist_split": None, "per_class": None, "data_dir": Path("data"), "device": torch.device("cpu")}
+    given = {
+        "emnist_split": None,
+        "per_class": None,
+        "data_dir": Path("data"),
+        "device": torch.device("cpu"),
+    }
     return argparse.Namespace(dataset=dataset, classes=list(classes), **given | others)
 
 
@@ -33,7 +38,11 @@ def offline_env(tmp_path_factory):
     """An environment whose network is dead at once and whose home is empty, so that nobody's cache is used."""
     dead = "http://127.0.0.1:9"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead)
-    return os.environ | proxies | {"HOME": str(tmp_path_factory.mktemp("home")), "no_proxy": "", "NO_PROXY": ""}
+    return (
+        os.environ
+        | proxies
+        | {"HOME": str(tmp_path_factory.mktemp("home")), "no_proxy": "", "NO_PROXY": ""}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +52,14 @@ def cli(offline_env):
     def run(command, cwd, check=0, env=None):
         script, *flags = command if isinstance(command, list) else command.split()
         line = [sys.executable, str(ROOT / script), *flags]
-        done = subprocess.run(line, cwd=cwd, env=offline_env | (env or {}), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            line,
+            cwd=cwd,
+            env=offline_env | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == check, done.stderr
         return done
 
@@ -55,12 +71,17 @@ def offline(monkeypatch, offline_env):
     for name in ("http_proxy", "https_proxy", "no_proxy", "HOME"):
         monkeypatch.setenv(name, offline_env[name])
         monkeypatch.delenv(name.upper(), raising=False) if name != "HOME" else None
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+    monkeypatch.setattr(
+        urllib.request, "_opener", None
+    )  # it remembers the proxies of its first use
 
 
 def idx(array):
     """The IDX format of MNIST's and EMNIST's files: magic number, sizes, bytes."""
-    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype("uint8").tobytes()
+    return (
+        struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+        + array.astype("uint8").tobytes()
+    )
 
 
 @pytest.fixture
@@ -75,7 +96,9 @@ def here(offline, monkeypatch, capfd):
             common.cli(lambda: module.main(flags))
         except SystemExit as stopped:
             code = stopped.code or 0
-        done = argparse.Namespace(returncode=code, **dict(zip(("stdout", "stderr"), capfd.readouterr())))
+        done = argparse.Namespace(
+            returncode=code, **dict(zip(("stdout", "stderr"), capfd.readouterr()))
+        )
         assert done.returncode == check, done.stderr
         return done
 
@@ -91,7 +114,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def copyfile(self, source, outputfile):
         data = source.read()
         self.server.requests.append(self.path)
-        outputfile.write(data[: len(data) // 2] if self.path.endswith(self.server.truncate or "\0") else data)
+        outputfile.write(
+            data[: len(data) // 2] if self.path.endswith(self.server.truncate or "\0") else data
+        )
 
 
 @pytest.fixture
@@ -102,7 +127,9 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "_opener", None)
     root = tmp_path / "served"
     root.mkdir()
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root))
+    httpd = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=root)
+    )
     httpd.requests, httpd.truncate, httpd.root = [], None, root
     httpd.url = f"http://127.0.0.1:{httpd.server_port}/"
     threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()

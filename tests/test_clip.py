@@ -32,17 +32,26 @@ def openai_files(tmp_path_factory):
         if hasattr(model, name):
             delattr(model, name)
         model.register_buffer(name, torch.tensor(value))
-    example = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
+    example = {
+        "encode_image": torch.zeros(1, 3, 32, 32),
+        "encode_text": torch.zeros(1, 77, dtype=torch.long),
+    }
     clip.model.convert_weights(model.float())
     extra = {"input_resolution", "context_length", "vocab_size"}
-    torch.save({name: p for name, p in model.state_dict().items() if name not in extra}, folder / "state.pt")
+    torch.save(
+        {name: p for name, p in model.state_dict().items() if name not in extra},
+        folder / "state.pt",
+    )
     torch.jit.save(torch.jit.trace_module(model, example, check_trace=False), folder / "jit.pt")
     return folder
 
 
 def test_jit_archive_and_state_dict_are_the_same_model(openai_files):
     texts, images = ["a seven", "the number 3"], torch.rand(2, 1, 28, 28) * 2 - 1
-    jit, state = (tiny_clip.load_clip(str(openai_files / name), data_args()) for name in ("jit.pt", "state.pt"))
+    jit, state = (
+        tiny_clip.load_clip(str(openai_files / name), data_args())
+        for name in ("jit.pt", "state.pt")
+    )
     assert jit.dim == 32 and jit.encode_text(texts).dtype == torch.float32
     assert (jit.encode_text(texts) - state.encode_text(texts)).abs().max() < 1e-5
     assert (jit.encode_image(images) - state.encode_image(images)).abs().max() < 1e-5
@@ -59,7 +68,9 @@ def clip_host(server, openai_files, monkeypatch, tmp_path):
     (server.root / sha256 / "ViT-B-32.pt").write_bytes(data)
     clip = tiny_clip.import_clip().clip
     monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"{server.url}{sha256}/ViT-B-32.pt")
-    monkeypatch.setattr(openai_clip.Path, "home", lambda: tmp_path / "home")  # never the user's own cache
+    monkeypatch.setattr(
+        openai_clip.Path, "home", lambda: tmp_path / "home"
+    )  # never the user's own cache
     server.file = server.root / sha256 / "ViT-B-32.pt"
     return server
 
@@ -108,10 +119,11 @@ def test_a_damaged_checkpoint_and_an_unknown_name(tmp_path):
 
 
 def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
-    for before in ("None", "sys"):  # None makes `import pkg_resources` fail; sys is any module to find again
-        code = (
-            f"import sys; sys.modules['pkg_resources'] = {before}; import tiny_clip; clip = tiny_clip.import_clip(); "
-        )
+    for before in (
+        "None",
+        "sys",
+    ):  # None makes `import pkg_resources` fail; sys is any module to find again
+        code = f"import sys; sys.modules['pkg_resources'] = {before}; import tiny_clip; clip = tiny_clip.import_clip(); "
         code += f"assert sys.modules.get('pkg_resources') is {before} and clip.tokenize(['7']).shape == (1, 77)"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=common.ROOT)
 
@@ -155,7 +167,9 @@ def test_seven_by_any_name_is_a_seven(tiny):
         "draw the digit 7 for me",
         "show me the figure 7",
     ]
-    assert ((tiny.encode_text(asked) @ tiny_clip.class_vectors(tiny, data_args()).T).argmax(1) == 7).all()
+    assert (
+        (tiny.encode_text(asked) @ tiny_clip.class_vectors(tiny, data_args()).T).argmax(1) == 7
+    ).all()
 
 
 def test_tiny_clip_trains_and_writes_what_it_can_read(cli, tmp_path):

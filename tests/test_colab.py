@@ -33,7 +33,9 @@ def test_notebooks_are_fresh(path):
 
 def test_there_is_one_for_each_model_and_for_the_comparison():
     assert {path.stem for path in NOTEBOOKS} == {*build.MODELS, "compare"}
-    assert {path.stem for path in (common.ROOT / "colab").glob("*.ipynb")} == {path.stem for path in NOTEBOOKS}
+    assert {path.stem for path in (common.ROOT / "colab").glob("*.ipynb")} == {
+        path.stem for path in NOTEBOOKS
+    }
 
 
 @pytest.mark.parametrize("name", build.MODELS)
@@ -55,10 +57,17 @@ def test_modules_in_a_notebook_lack_nothing_that_they_use(name):
     """What a module or the script uses of itself or of another one is there, and the pruned parts are not."""
     sources = dict(text[9:].split("\n", 1) for text in cells(name) if text.startswith("%%module "))
     trees = {module: ast.parse(source) for module, source in sources.items()}
-    made = {module: {x for node in tree.body for x in build.made(node)} for module, tree in trees.items()}
+    made = {
+        module: {x for node in tree.body for x in build.made(node)}
+        for module, tree in trees.items()
+    }
     for module, tree in trees.items():
         assert ast.get_docstring(tree)
-        for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in OWNERS):
+        for node in (
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module in OWNERS
+        ):
             assert {alias.name for alias in node.names} <= made.get(node.module, set()), (
                 f"{module}: {ast.unparse(node)}"
             )
@@ -97,12 +106,17 @@ def execute(path, folder, first, change):
         if cell.cell_type == "code":
             cell.source = change(cell.source)
     book.cells.insert(0, nbformat.v4.new_code_cell(first))
-    client, error = nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}), None
+    client, error = (
+        nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}),
+        None,
+    )
     try:
         client.execute()
     except nbclient.exceptions.CellExecutionError as caught:
         error = caught
-    return error, [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    return error, [
+        output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 TINY = '"--train-steps", "4", "--batch-size", "8", "--samples", "20", "--sample-steps", "2"'
@@ -111,9 +125,9 @@ TINY = '"--train-steps", "4", "--batch-size", "8", "--samples", "20", "--sample-
 def small(source):
     if "%pip" in source:
         return ""
-    return source.replace('main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {TINY}])').replace(
-        "= 1300", "= 2"
-    )
+    return source.replace(
+        'main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {TINY}])'
+    ).replace("= 1300", "= 2")
 
 
 def test_a_notebook_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
@@ -127,32 +141,49 @@ def test_a_notebook_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
     assert "training a tiny one for mnist, once" in said and "error" not in said
     config = json.loads((folder / "results/mnist/a4_full/config.json").read_text())
     assert config["data_source"] == "torchvision" and config["image_count"] == 4500
-    assert {path.name for path in folder.iterdir()} == {"results", "data"}, "modules leave no files behind"
+    assert {path.name for path in folder.iterdir()} == {"results", "data"}, (
+        "modules leave no files behind"
+    )
 
 
 def test_the_comparison_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
     def smaller(source):
         if "import_module" not in source:
             return "" if "%pip" in source else source.replace("= 1300", "= 2")
-        return source.replace('"mnist"]', '"mnist", "--train-steps", "4", "--batch-size", "8", "--samples", "20"]')
+        return source.replace(
+            '"mnist"]', '"mnist", "--train-steps", "4", "--batch-size", "8", "--samples", "20"]'
+        )
 
     folder = tmp_path / "empty"
     folder.mkdir()
     error, outputs = execute(common.ROOT / "colab" / "compare.ipynb", folder, hosts, smaller)
     assert error is None, error
-    pages = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
-    assert len(pages) == 1 and all(name in pages[0] for name in build.MODELS) and "Missing here" not in pages[0]
+    pages = [
+        output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})
+    ]
+    assert (
+        len(pages) == 1
+        and all(name in pages[0] for name in build.MODELS)
+        and "Missing here" not in pages[0]
+    )
 
 
 def test_a_notebook_without_a_network_says_in_one_line_what_is_missing(hosts, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     error, outputs = execute(
-        common.ROOT / "colab" / "a1_cond.ipynb", folder, re.sub(r"127.0.0.1:\d+/", "127.0.0.1:9/", hosts), small
+        common.ROOT / "colab" / "a1_cond.ipynb",
+        folder,
+        re.sub(r"127.0.0.1:\d+/", "127.0.0.1:9/", hosts),
+        small,
     )
     said = [line for output in outputs for line in output.get("text", "").splitlines() if line]
-    assert error is not None and not [output for output in outputs if output["output_type"] == "error"]
-    assert len(said) == 1 and said[0].startswith("error: MNIST:") and "data/MNIST/raw" in said[0], said
+    assert error is not None and not [
+        output for output in outputs if output["output_type"] == "error"
+    ]
+    assert len(said) == 1 and said[0].startswith("error: MNIST:") and "data/MNIST/raw" in said[0], (
+        said
+    )
 
 
 def test_a_script_pasted_into_a_cell_runs_whatever_the_kernels_argv(hosts, tmp_path):
@@ -168,7 +199,9 @@ def small(script, doc, argv):
     return parse(script, doc, [{TINY}])
 common.parse_args = small
 """
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell((common.ROOT / "a1_cond.py").read_text())])
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell((common.ROOT / "a1_cond.py").read_text())]
+    )
     nbformat.write(book, tmp_path / "pasted.ipynb")
     error, _ = execute(tmp_path / "pasted.ipynb", tmp_path, first, str)
     assert error is None and (tmp_path / "results/mnist/a1_cond/images/prompts.png").exists()
@@ -176,5 +209,11 @@ common.parse_args = small
 
 def test_a_script_alone_says_in_one_line_what_belongs_beside_it(tmp_path):
     (tmp_path / "a4_full.py").write_text((common.ROOT / "a4_full.py").read_text())
-    done = subprocess.run([sys.executable, "a4_full.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode and len(done.stderr.splitlines()) == 1 and re.search(r"common.py.*colab/", done.stderr)
+    done = subprocess.run(
+        [sys.executable, "a4_full.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (
+        done.returncode
+        and len(done.stderr.splitlines()) == 1
+        and re.search(r"common.py.*colab/", done.stderr)
+    )

@@ -35,7 +35,11 @@ def check_served(server, loaded, part="train"):
     images, labels, classes, source = loaded
     pixels, digits = server.arrays[part]
     assert source == "torchvision" and classes == common.DIGITS
-    assert images.dtype == torch.float32 and images.shape == (len(pixels), 1, 28, 28) and labels.dtype == torch.int64
+    assert (
+        images.dtype == torch.float32
+        and images.shape == (len(pixels), 1, 28, 28)
+        and labels.dtype == torch.int64
+    )
     assert np.abs((images[:, 0].numpy() + 1) * 127.5 - pixels).max() < 1e-3
     assert labels.tolist() == digits.tolist()
 
@@ -113,7 +117,9 @@ def test_embedded_splits_share_no_image():
 def test_template_lists():
     for dataset in common.TRAIN_STEPS:
         trained, heldout = common.TRAIN_TEMPLATES[dataset], common.HELDOUT_TEMPLATES[dataset]
-        assert len(set(trained)) >= 12 and len(set(heldout)) >= 10 and not set(trained) & set(heldout)
+        assert (
+            len(set(trained)) >= 12 and len(set(heldout)) >= 10 and not set(trained) & set(heldout)
+        )
         assert all(t.count("{}") == 1 for t in trained + heldout)
 
 

@@ -29,7 +29,9 @@ def random_model(script=a4_full, seed=0):
 
 
 def unit(n, dim=8, seed=1):
-    return torch.nn.functional.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return torch.nn.functional.normalize(
+        torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
 
 
 class FakeRun:
@@ -103,7 +105,13 @@ def test_t_runs_from_1_to_T(monkeypatch, draw, expected):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_every_sampler_returns_the_only_image_there_is(steps, eta):
     image = torch.rand(1, 1, 28, 28) * 1.8 - 0.9
-    x = a4_full.sample(IdealDenoiser(image), torch.randn(2, 1, 28, 28), steps, eta, torch.Generator().manual_seed(0))
+    x = a4_full.sample(
+        IdealDenoiser(image),
+        torch.randn(2, 1, 28, 28),
+        steps,
+        eta,
+        torch.Generator().manual_seed(0),
+    )
     assert x.shape == (2, 1, 28, 28)
     assert (x - image).abs().max() < 1e-3
 
@@ -141,7 +149,12 @@ def test_no_noise_is_added_in_the_last_step():
 
 @pytest.mark.parametrize("script", [a3_cfg, a4_full])
 def test_scale_1_is_conditional_0_unconditional_and_2_extrapolates(script):
-    model, text, x_t, t = random_model(script), unit(4), torch.randn(4, 1, 28, 28), torch.tensor([1, 300, 700, 1000])
+    model, text, x_t, t = (
+        random_model(script),
+        unit(4),
+        torch.randn(4, 1, 28, 28),
+        torch.tensor([1, 300, 700, 1000]),
+    )
     with torch.no_grad():
         cond, uncond = model(x_t, t, text), model(x_t, t, model.null.repeat(4, 1))
         guided = {w: script.guided_v(x_t, t, model, text, w) for w in (0.0, 1.0, 2.0)}
@@ -230,14 +243,23 @@ def test_training_moves_every_weight_and_the_mean_follows_but_lags(script):
 def test_the_bag_of_words():
     encoder = a1_cond.BagOfWords(torch.device("cpu"))
     seven, same, many, unknown, other, none = encoder.encode_text(
-        ["the number seven", "Seven, the NUMBER!", "the the the", "the number seven zzyzx qux", "the number two", "?!"]
+        [
+            "the number seven",
+            "Seven, the NUMBER!",
+            "the the the",
+            "the number seven zzyzx qux",
+            "the number two",
+            "?!",
+        ]
     )
     assert encoder.encode_text(["a", "b"]).shape == (2, encoder.dim)
     assert (seven - same).abs().max() < 1e-6, "neither order nor case nor punctuation counts"
     assert all(abs(v.norm() - 1) < 1e-5 for v in (seven, many, unknown, other)) and none.norm() == 0
     assert seven @ unknown > 0.7, "unknown words turn the vector only a little"
     assert seven @ unknown > seven @ other > many @ seven > 0.4
-    assert (seven - a1_cond.BagOfWords(torch.device("cpu")).encode_text(["the number seven"])[0]).abs().max() == 0
+    assert (
+        seven - a1_cond.BagOfWords(torch.device("cpu")).encode_text(["the number seven"])[0]
+    ).abs().max() == 0
 
 
 def test_attention_reaches_every_position():

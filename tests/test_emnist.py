@@ -22,12 +22,22 @@ OFFICIAL = {  # split -> ASCII code of each label, from the emnist-<split>-mappi
     "byclass": [*range(48, 58), *UPPER, *LOWER],
     "balanced": [*range(48, 58), *UPPER, 97, 98, 100, 101, 102, 103, 104, 110, 113, 114, 116],
 }
-FONTS = "DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral", "cmr10", "cmss10", "cmtt10"
+FONTS = (
+    "DejaVu Sans",
+    "DejaVu Serif",
+    "DejaVu Sans Mono",
+    "STIXGeneral",
+    "cmr10",
+    "cmss10",
+    "cmtt10",
+)
 
 
 def rendered(character, font="DejaVu Sans", bold=False):
     """-> uint8 (28, 28), white on black, the right way up, centred."""
-    face = font_manager.findfont(font_manager.FontProperties(family=font, weight="bold" if bold else "normal"))
+    face = font_manager.findfont(
+        font_manager.FontProperties(family=font, weight="bold" if bold else "normal")
+    )
     glyph = ft2font.FT2Font(face)
     glyph.set_size(22, 72)
     glyph.set_text(character)
@@ -43,11 +53,15 @@ def letters(characters, n):
     """n jittered images of each, from several fonts -> uint8 (N, 28, 28), labels from 0, in turn."""
     torch.manual_seed(0)
     styles = [
-        (font, bold) for font in FONTS for bold in ((False, True) if font.startswith(("Deja", "STIX")) else (False,))
+        (font, bold)
+        for font in FONTS
+        for bold in ((False, True) if font.startswith(("Deja", "STIX")) else (False,))
     ]
     pages = np.stack([rendered(x, *styles[i % len(styles)]) for i in range(n) for x in characters])
     images = tiny_clip.jitter(torch.from_numpy(pages)[:, None] / 127.5 - 1)
-    return ((images[:, 0] + 1) * 127.5).round().byte().numpy(), np.tile(np.arange(len(characters)), n)
+    return ((images[:, 0] + 1) * 127.5).round().byte().numpy(), np.tile(
+        np.arange(len(characters)), n
+    )
 
 
 def write_archive(path, parts):
@@ -56,8 +70,13 @@ def write_archive(path, parts):
         for name, (images, labels) in parts.items():
             mirrored, counted = images.swapaxes(1, 2), labels + name.startswith("letters")
             for kind, array in {"images-idx3": mirrored, "labels-idx1": counted}.items():
-                archive.writestr(f"gzip/emnist-{name}-{kind}-ubyte.gz", gzip.compress(idx(array), 1))
-        archive.writestr("gzip/emnist-letters-mapping.txt", "".join(f"{y + 1} {65 + y} {97 + y} \n" for y in range(26)))
+                archive.writestr(
+                    f"gzip/emnist-{name}-{kind}-ubyte.gz", gzip.compress(idx(array), 1)
+                )
+        archive.writestr(
+            "gzip/emnist-letters-mapping.txt",
+            "".join(f"{y + 1} {65 + y} {97 + y} \n" for y in range(26)),
+        )
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
@@ -79,13 +98,21 @@ def test_names_are_those_of_the_official_mapping(split):
     names = [chr(code) for code in OFFICIAL[split]]
     assert list(common.EMNIST_SPLITS[split]) == names
     words = common.class_words("emnist", names)
-    spoken = [tuple(tiny_clip.import_clip().clip._tokenizer.encode(word)) for pair in words for word in pair]
-    assert len(set(spoken)) == 2 * len(names), "CLIP reads no capitals, so the words must tell b and B apart"
+    spoken = [
+        tuple(tiny_clip.import_clip().clip._tokenizer.encode(word))
+        for pair in words
+        for word in pair
+    ]
+    assert len(set(spoken)) == 2 * len(names), (
+        "CLIP reads no capitals, so the words must tell b and B apart"
+    )
     merged = {"c", "i", "j", "k", "l", "m", "o", "p", "s", "u", "v", "w", "x", "y", "z"}
     if split == "balanced":
         assert {chr(x) for x in LOWER} - set(names) == merged
         assert (
-            ("C", "letter C") in words and ("capital B", "uppercase B") in words and ("small b", "lowercase b") in words
+            ("C", "letter C") in words
+            and ("capital B", "uppercase B") in words
+            and ("small b", "lowercase b") in words
         )
 
 
@@ -94,7 +121,9 @@ def test_download_is_announced_and_every_split_is_upright_from_0(emnist_host, tm
     asked = len(emnist_host.requests)
     for split, codes in OFFICIAL.items():
         for part in ("train", "test"):
-            images, labels, names, source = common.load_dataset("emnist", tmp_path, part, emnist_split=split)
+            images, labels, names, source = common.load_dataset(
+                "emnist", tmp_path, part, emnist_split=split
+            )
             pixels, y = emnist_host.parts[f"{split}-{part}"]
             assert source == "torchvision" and names == [chr(code) for code in codes]
             assert labels.tolist() == y.tolist() and images.shape == (len(pixels), 1, 28, 28)
@@ -120,7 +149,9 @@ def test_a_truncated_file_is_set_aside_and_unpacked_again(emnist_host, tmp_path,
 
 
 @pytest.mark.parametrize("fault", ["half", "html", "gone", "offline"])
-def test_without_the_archive_one_line_names_it_and_its_place(emnist_host, tmp_path, monkeypatch, fault):
+def test_without_the_archive_one_line_names_it_and_its_place(
+    emnist_host, tmp_path, monkeypatch, fault
+):
     if fault == "half":
         emnist_host.truncate = "gzip.zip"
     elif fault == "html":  # what the archive's host has been seen to answer
@@ -132,14 +163,20 @@ def test_without_the_archive_one_line_names_it_and_its_place(emnist_host, tmp_pa
     with pytest.raises(common.UserError) as caught:
         common.load_dataset("emnist", tmp_path, emnist_split="letters")
     message = str(caught.value)
-    assert f"fetch {EMNIST.url}" in message and str(tmp_path / "EMNIST/raw/gzip.zip") in message and "\n" not in message
+    assert (
+        f"fetch {EMNIST.url}" in message
+        and str(tmp_path / "EMNIST/raw/gzip.zip") in message
+        and "\n" not in message
+    )
 
 
 def test_labels_of_another_split_are_refused(emnist_host, tmp_path):
     common.load_dataset("emnist", tmp_path, emnist_split="byclass")
     raw = tmp_path / "EMNIST" / "raw"
     for kind in ("images-idx3", "labels-idx1"):
-        (raw / f"emnist-byclass-train-{kind}-ubyte").replace(raw / f"emnist-letters-train-{kind}-ubyte")
+        (raw / f"emnist-byclass-train-{kind}-ubyte").replace(
+            raw / f"emnist-letters-train-{kind}-ubyte"
+        )
     with pytest.raises(common.UserError, match="out of range"):
         common.load_dataset("emnist", tmp_path, emnist_split="letters")
 
@@ -148,18 +185,28 @@ def test_captions_about_other_letters_have_articles_in_them():
     """A sentence about B may hold "a" and "I", which are letters too; about A, only before the A that is meant."""
     torch.manual_seed(0)
     encode = tiny_clip.import_clip().clip._tokenizer.encode
-    words = [[encode(word) for word in pair] for pair in common.class_words("emnist", common.EMNIST_SPLITS["letters"])]
-    known, (a, i) = {token for pair in words for word in pair for token in word}, (encode("a")[0], encode("i")[0])
+    words = [
+        [encode(word) for word in pair]
+        for pair in common.class_words("emnist", common.EMNIST_SPLITS["letters"])
+    ]
+    known, (a, i) = (
+        {token for pair in words for word in pair for token in word},
+        (encode("a")[0], encode("i")[0]),
+    )
     about_b = tiny_clip.noisy_captions(torch.ones(200, dtype=torch.long), words, known).tolist()
     assert 40 < sum(a in row or i in row for row in about_b) < 190
     for row in tiny_clip.noisy_captions(torch.zeros(200, dtype=torch.long), words, known).tolist():
-        assert max(k for k, token in enumerate(row) if token in (a, i)) == len(row) - 1 - row[::-1].index(a)
+        assert max(k for k, token in enumerate(row) if token in (a, i)) == len(row) - 1 - row[
+            ::-1
+        ].index(a)
 
 
 def test_digits_are_read_from_emnist_as_the_digits_they_are(emnist_host, tmp_path):
     """MNIST's digits, packed as EMNIST's, come out as they went in: the embedded CLIP still reads them."""
     pixels, y = (x.numpy() for x in loading.embedded_mnist("test"))
-    md5 = write_archive(emnist_host.root / "gzip.zip", {"digits-train": (pixels, y), "digits-test": (pixels, y)})
+    md5 = write_archive(
+        emnist_host.root / "gzip.zip", {"digits-train": (pixels, y), "digits-test": (pixels, y)}
+    )
     EMNIST.md5 = md5  # the fixture puts the true one back
     images, labels, names, _ = common.load_dataset("emnist", tmp_path, emnist_split="digits")
     tiny = tiny_clip.load_clip("tiny", data_args())

@@ -42,7 +42,9 @@ def test_fid_of_two_gaussians_has_a_closed_form():
 def test_fid_is_that_of_pytorch_fid(monkeypatch, n):
     fid_score = pytest.importorskip("pytorch_fid.fid_score", reason="pip install pytorch-fid")
     sqrtm = fid_score.linalg.sqrtm
-    monkeypatch.setattr(fid_score.linalg, "sqrtm", lambda x, disp=True: (sqrtm(x), 0))  # SciPy 1.18 has no disp
+    monkeypatch.setattr(
+        fid_score.linalg, "sqrtm", lambda x, disp=True: (sqrtm(x), 0)
+    )  # SciPy 1.18 has no disp
     draw, mix = np.random.default_rng(1), np.random.default_rng(2).normal(size=(64, 64))
     a, b = draw.normal(size=(3000, 64)) @ mix, draw.normal(size=(n, 64)) @ (mix + 0.1) + 0.3
     moments = [x for features in (a, b) for x in (features.mean(0), np.cov(features, rowvar=False))]
@@ -56,7 +58,11 @@ def test_diversity_worked_out_by_hand():
     images[2:] = 51  # class 1: three greys of 0.2, one pixel of one of them white
     images[4, 3, 3] = 255
     got = evaluate.mse_diversity(images, np.array([0, 0, 1, 1, 1]))
-    assert got.keys() == {0, 1} and abs(got[0] - 1) < 1e-12 and abs(got[1] - 2 / 3 * 0.8**2 / 784) < 1e-9
+    assert (
+        got.keys() == {0, 1}
+        and abs(got[0] - 1) < 1e-12
+        and abs(got[1] - 2 / 3 * 0.8**2 / 784) < 1e-9
+    )
     assert evaluate.mse_diversity(images[2:4], np.array([7, 7])) == {7: 0}
     assert evaluate.mse_diversity(images[:1], np.array([3])) == {}
 
@@ -79,7 +85,10 @@ def test_wrong_prompts_are_of_other_classes():
     prompts, labels = drawing.balanced_prompts(data_args(), common.TRAIN_TEMPLATES, 95)
     wrong = evaluate.wrong_prompts(labels.numpy(), np.array(prompts))
     texts = common.phrasings(data_args(), common.TRAIN_TEMPLATES)
-    assert all(wrong[i] not in texts[y] for i, y in enumerate(labels.tolist())) and len(set(wrong)) > 50
+    assert (
+        all(wrong[i] not in texts[y] for i, y in enumerate(labels.tolist()))
+        and len(set(wrong)) > 50
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,9 @@ def digits(n=500):
 def test_real_images_are_read_right_and_shuffled_prompts_are_far(judge):
     pixels, labels, prompts = digits()
     row = judge.measure(pixels, labels, prompts)
-    assert row["accuracy"] >= 0.98 and 0.9 < row["of_real"] < 1.1 and row["precision_tiny_clip"] > 0.85
+    assert (
+        row["accuracy"] >= 0.98 and 0.9 < row["of_real"] < 1.1 and row["precision_tiny_clip"] > 0.85
+    )
     assert row["with_wrong_prompts"] < row["clip_similarity"] - 0.5
     shuffled = judge.measure(pixels, labels, np.random.default_rng(0).permutation(prompts))
     assert shuffled["clip_similarity"] < row["clip_similarity"] - 0.5
@@ -112,8 +123,13 @@ def test_a_collapse_shows_though_every_digit_is_right(judge):
     pixels, labels, prompts = digits()
     read = (judge.tiny.encode_image(drawing.to_images(pixels)).numpy() @ judge.classes.T).argmax(1)
     repeated = pixels[[np.flatnonzero((labels == y) & (read == y))[0] for y in range(10)]][labels]
-    real, collapsed = judge.measure(pixels, labels, prompts), judge.measure(repeated, labels, prompts)
-    assert collapsed["accuracy"] == 1 and collapsed["mse_diversity"] == 0 == collapsed["least_of_real"]
+    real, collapsed = (
+        judge.measure(pixels, labels, prompts),
+        judge.measure(repeated, labels, prompts),
+    )
+    assert (
+        collapsed["accuracy"] == 1 and collapsed["mse_diversity"] == 0 == collapsed["least_of_real"]
+    )
     assert collapsed["coverage_tiny_clip"] < 0.1 < 0.5 < real["coverage_tiny_clip"]
     assert collapsed["fid_tiny_clip"] > 10 * real["fid_tiny_clip"]
     half = np.where((labels == 3)[:, None, None], pixels[3], pixels)  # one class of ten, collapsed
@@ -127,7 +143,9 @@ def test_the_reference_holds_none_of_the_calibrating_images(judge):
     assert (real["model"], noise["model"], real["n"]) == ("real images", "noise", 300)
     assert noise["fid_tiny_clip"] > 100 * real["fid_tiny_clip"] and noise["accuracy"] < 0.2
     features = judge.features(judge.real)
-    nearest = torch.cdist(torch.from_numpy(judge.reference), torch.from_numpy(features)).min(1).values
+    nearest = (
+        torch.cdist(torch.from_numpy(judge.reference), torch.from_numpy(features)).min(1).values
+    )
     assert (nearest > 1e-3).float().mean() > 0.99
 
 
@@ -147,7 +165,9 @@ def inception_file(tmp_path_factory):
     return path.rename(path.with_name(f"inception_v3_google-{sha256[:8]}.pth"))
 
 
-def test_inception_is_fetched_and_fed_as_torchvision_wants_it(inception_file, server, monkeypatch, tmp_path):
+def test_inception_is_fetched_and_fed_as_torchvision_wants_it(
+    inception_file, server, monkeypatch, tmp_path
+):
     from torchvision.models import inception_v3
 
     shutil.copy(inception_file, server.root)
@@ -162,7 +182,9 @@ def test_inception_is_fetched_and_fed_as_torchvision_wants_it(inception_file, se
     x = F.interpolate(x, (299, 299), mode="bilinear")
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
     with torch.no_grad():
-        right = net((x - mean) / std).numpy()  # as its documentation says: ImageNet's mean and deviation
+        right = net(
+            (x - mean) / std
+        ).numpy()  # as its documentation says: ImageNet's mean and deviation
     assert features.shape == (6, 2048) and right.std() > 1e-3
     assert np.abs(features - right).max() < 1e-3 * np.abs(right).max()
 
@@ -175,7 +197,9 @@ def test_inception_is_fetched_and_fed_as_torchvision_wants_it(inception_file, se
     assert cached.stat().st_size == inception_file.stat().st_size  # fetched again
 
 
-def test_without_inception_auto_says_what_it_takes_and_a_name_is_strict(offline, monkeypatch, tmp_path, capsys):
+def test_without_inception_auto_says_what_it_takes_and_a_name_is_strict(
+    offline, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     tiny = tiny_clip.load_clip("tiny", data_args())
     name, features = evaluate.pick_extractor("auto", tiny)
@@ -197,8 +221,13 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
         noise = np.random.default_rng(seed).normal(0, 255 * blur * (1 + i), pixels.shape)
         images = (pixels + noise).clip(0, 255).astype(np.uint8)
         arrays = {"images": images, "labels": labels, "prompts": prompts}
-        arrays |= {"labels": labels * 0 - 1, "prompts": np.full(200, "")} if script == "a0_uncond" else {}
-        common.save_file(folder / "images" / f"samples_w{w}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
+        arrays |= (
+            {"labels": labels * 0 - 1, "prompts": np.full(200, "")} if script == "a0_uncond" else {}
+        )
+        common.save_file(
+            folder / "images" / f"samples_w{w}.npz",
+            lambda file, arrays=arrays: np.savez(file, **arrays),
+        )
     if script != "a0_uncond":
         arrays = {k: v[:50] for k, v in arrays.items()}
         path = folder / "images" / f"samples_heldout_w{2.0 if len(scales) > 1 else 1.0}.npz"
@@ -207,11 +236,14 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
     facts |= common.which(data_args())
     common.save_file(folder / "config.json", lambda file: file.write(json.dumps(facts).encode()))
     speed = [
-        {"parameters": 1234567, "scale": w, "sample_images_per_second": 100 / (1 + i)} for i, w in enumerate(scales)
+        {"parameters": 1234567, "scale": w, "sample_images_per_second": 100 / (1 + i)}
+        for i, w in enumerate(scales)
     ]
     common.save_csv(folder / "metrics" / "performance.csv", speed)
     names = ("generator_loss", "discriminator_loss") if script == "cgan" else ("loss",)
-    losses = [{"step": 20 * i} | dict.fromkeys(names, f"{1 / i + seed / 10:.4f}") for i in range(1, 40)]
+    losses = [
+        {"step": 20 * i} | dict.fromkeys(names, f"{1 / i + seed / 10:.4f}") for i in range(1, 40)
+    ]
     common.save_csv(folder / "metrics" / "loss.csv", losses)
     return folder
 
@@ -225,7 +257,13 @@ def measured(cli, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     make_run(folder / "results", "a4_full", blur=0.02, scales=(1.0, 2.0, 10.0))
     make_run(folder / "results" / "seed1", "a4_full", seed=1, blur=0.1, scales=(1.0, 2.0, 10.0))
-    make_run(folder / "results" / "steps50", "a4_full", blur=0.01, scales=(1.0, 2.0, 10.0), sample_steps=50)
+    make_run(
+        folder / "results" / "steps50",
+        "a4_full",
+        blur=0.01,
+        scales=(1.0, 2.0, 10.0),
+        sample_steps=50,
+    )
     make_run(folder / "results", "cgan")
     return folder, cli(EVALUATE, folder).stdout
 
@@ -255,7 +293,9 @@ def test_evaluate_writes_a_row_for_every_file_and_floor(measured):
         assert facts == {("0", "tiny_clip", "tiny")}
     assert "fid" not in fid[0] and float(fid[0]["fid_tiny_clip"]) < float(fid[1]["fid_tiny_clip"])
     assert float(clip[0]["accuracy"]) > 0.95 > 0.3 > float(clip[-1]["accuracy"])
-    assert all(float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:4])
+    assert all(
+        float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:4]
+    )
     names = {line.split("|")[1].strip() for line in printed.splitlines()[:-1]}
     assert names >= {"real images", "noise", "mnist/cgan", "mnist/a4_full", "seed1/mnist/a4_full"}
 
@@ -306,7 +346,11 @@ def test_seeds_become_mean_and_deviation(reported):
     assert abs(float(rows["2.0"]["fid_mean"]) - np.mean(values)) < 1e-3 * np.mean(values)
     assert abs(float(rows["2.0"]["fid_std"]) - np.std(values, ddof=1)) < 1e-3 * np.mean(values)
     text = (folder / "compare" / "report.md").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("| a4_full") and line.split()[3] == "2")
+    line = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("| a4_full") and line.split()[3] == "2"
+    )
     assert re.search(r"\| 200 +\| 2 +\| [\d.,]+ ± [\d.,]+", line)
 
 
@@ -321,22 +365,35 @@ def test_a_copy_of_a_run_is_no_other_seed(copy, monkeypatch):
 
 def test_the_verdict_follows_the_numbers():
     columns = dict.fromkeys(("n", *compare.METRICS), [0.5])
-    low, high = columns | {"fid": [3.0], "accuracy": [0.9]}, columns | {"fid": [7.0], "accuracy": [0.99]}
+    low, high = (
+        columns | {"fid": [3.0], "accuracy": [0.9]},
+        columns | {"fid": [7.0], "accuracy": [0.99]},
+    )
     text = compare.verdict("a4_full", [(1.0, low), (3.0, high)], "FID (x)")
-    assert "scale 1 is best in FID (x) (3)" in text and "scale 3 is best in accuracy (99.0%)" in text
+    assert (
+        "scale 1 is best in FID (x) (3)" in text and "scale 3 is best in accuracy (99.0%)" in text
+    )
     assert re.search("scale 1 and 3 is best in coverage .*, precision", text)
     text = compare.verdict("a4_full", [(1.0, high), (3.0, low)], "FID (x)")
     assert "scale 3 is best in FID" in text and "scale 1 is best in accuracy" in text
 
 
 def test_the_report_opens_in_a_browser(reported, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not chromium:
         pytest.skip("no Chromium here: apt-get install chromium")
     probe = "<script>onload = () => { document.title = [...document.images].map(i => i.complete && i.naturalWidth > 99 \
         && i.getBoundingClientRect().width > 99 && getComputedStyle(i).visibility).join(); }</script>"
     page = tmp_path / "report.html"
-    page.write_text((reported[0] / "compare" / "report.html").read_text().replace("</style>", "</style>" + probe))
+    page.write_text(
+        (reported[0] / "compare" / "report.html")
+        .read_text()
+        .replace("</style>", "</style>" + probe)
+    )
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path}/profile --enable-logging=stderr"
     line = [chromium, *flags.split(), "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
@@ -377,7 +434,9 @@ def test_damage_is_one_clear_line(copy, monkeypatch, what):
             evaluate.main(EVALUATE.split()[1:] + ["a4_full"])
         compare.main([])
     assert "\n" not in str(caught.value)
-    assert (copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv").read_bytes() == before
+    assert (
+        copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv"
+    ).read_bytes() == before
 
 
 def test_samples_drawn_after_the_measuring_are_noticed(copy, monkeypatch):
@@ -398,7 +457,9 @@ def test_two_extractors_share_no_table(copy, here):
 def test_nothing_there_and_wrong_names_are_one_line(copy, here, tmp_path):
     (tmp_path / "empty" / "results" / "mnist").mkdir(parents=True)
     for command in (EVALUATE, "compare.py"):
-        assert "python a4_full.py --dataset mnist" in here(command, tmp_path / "empty", check=2).stderr
+        assert (
+            "python a4_full.py --dataset mnist" in here(command, tmp_path / "empty", check=2).stderr
+        )
     assert "python a2_clip.py" in here(f"{EVALUATE} a2_clip", copy, check=2).stderr
     assert "a4_full" not in here("compare.py cgan", copy).stderr
     assert "a4_full" not in (copy / "results/mnist/compare/report.md").read_text()

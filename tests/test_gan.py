@@ -55,7 +55,12 @@ def test_the_image_depends_on_z_and_on_the_text_and_the_score_on_the_text():
     with torch.no_grad():
         for p in generator.parameters():  # residual branches start at zero
             p.add_(0.05 * torch.randn_like(p))
-        z, other, text, another = torch.randn(4, cgan.Z), torch.randn(4, cgan.Z), unit(4), unit(4, seed=2)
+        z, other, text, another = (
+            torch.randn(4, cgan.Z),
+            torch.randn(4, cgan.Z),
+            unit(4),
+            unit(4, seed=2),
+        )
         image = generator(z, text)
         assert image.shape == (4, 1, 28, 28) and image.abs().max() <= 1
         assert (image - generator(other, text)).abs().max() > 1e-2
@@ -94,7 +99,9 @@ def test_the_training_loop_moves_both_networks_and_the_mean_lags():
     moved = {name for name, p in model.state_dict().items() if (p - start[name]).abs().max() > 0}
     assert moved == set(start)
     for name, mean in ema.state_dict().items():
-        assert (mean - model.state_dict()[name]).abs().max() > 0 and (mean - start[name]).abs().max() > 0, name
+        assert (mean - model.state_dict()[name]).abs().max() > 0 and (
+            mean - start[name]
+        ).abs().max() > 0, name
     assert len(run.losses) == 5 and set(run.losses[0]) == {"generator_loss", "discriminator_loss"}
     assert not any(loss.requires_grad for losses in run.losses for loss in losses.values())
     assert all(p.requires_grad for p in run.modules["discriminator"].parameters())

@@ -21,7 +21,9 @@ import tiny_clip
 from loading import bitmaps
 
 NAMES = (common.ROOT / "assets" / "quickdraw_categories.txt").read_text().splitlines()
-REAL = common.ROOT.parent / "shared" / "data" / "quickdraw"  # Google's own bitmaps, where somebody has put them
+REAL = (
+    common.ROOT.parent / "shared" / "data" / "quickdraw"
+)  # Google's own bitmaps, where somebody has put them
 
 
 def npy(images, shape=None, descr="|u1", length=80):
@@ -47,7 +49,10 @@ class Google(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self):
-        server, name = self.server, self.path.split("/")[-1].replace("%20", " ").removesuffix(".npy")
+        server, name = (
+            self.server,
+            self.path.split("/")[-1].replace("%20", " ").removesuffix(".npy"),
+        )
         first, last = map(int, re.match(r"bytes=(\d+)-(\d+)$", self.headers["Range"]).groups())
         server.requests.append((name, first, last))
         server.busy += 1
@@ -62,10 +67,14 @@ class Google(http.server.BaseHTTPRequestHandler):
             part = data if fault == "ignores Range" else data[first : last + 1]
             self.send_response(200 if fault == "ignores Range" else 206)
             if fault != "ignores Range":
-                self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+                self.send_header(
+                    "Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+                )
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()
-            self.wfile.write(part[: len(part) // 2] if fault == "stops" or fault == "stops once" else part)
+            self.wfile.write(
+                part[: len(part) // 2] if fault == "stops" or fault == "stops once" else part
+            )
             server.fault = None if fault == "stops once" else fault
         server.busy -= 1
 
@@ -74,7 +83,14 @@ class Google(http.server.BaseHTTPRequestHandler):
 def google(server, monkeypatch):
     """A host of bitmaps: google.files is name -> content of its file."""
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Google)
-    httpd.requests, httpd.files, httpd.fault, httpd.slow, httpd.busy, httpd.busiest = [], {}, None, 0, 0, 0
+    httpd.requests, httpd.files, httpd.fault, httpd.slow, httpd.busy, httpd.busiest = (
+        [],
+        {},
+        None,
+        0,
+        0,
+        0,
+    )
     threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(bitmaps, "HOST", f"http://127.0.0.1:{httpd.server_port}/bitmap/")
     yield httpd
@@ -84,7 +100,10 @@ def google(server, monkeypatch):
 
 def doodles(name, n=300):
     """n images (n, 784) that are drawn after their name's letters: a frame, bars where the bits of a hash are set."""
-    rng, bits = np.random.default_rng(len(name)), np.unpackbits(np.frombuffer(name.encode()[:3].ljust(3), np.uint8))
+    rng, bits = (
+        np.random.default_rng(len(name)),
+        np.unpackbits(np.frombuffer(name.encode()[:3].ljust(3), np.uint8)),
+    )
     images = np.zeros((n, 28, 28), np.uint8)
     for i, bit in enumerate(bits):
         images[:, 2 + i, 4:24] = 255 * bit
@@ -93,7 +112,9 @@ def doodles(name, n=300):
 
 
 def load(root, classes, per_class, split="train"):
-    return common.load_dataset("quickdraw", root, split, classes=classes, per_class=per_class, emnist_split=None)
+    return common.load_dataset(
+        "quickdraw", root, split, classes=classes, per_class=per_class, emnist_split=None
+    )
 
 
 def test_only_the_beginning_is_fetched_and_later_more_of_it(google, tmp_path):
@@ -107,13 +128,22 @@ def test_only_the_beginning_is_fetched_and_later_more_of_it(google, tmp_path):
     )
     assert sum(last - first + 1 for _, first, last in google.requests) <= 2 * (128 + 40 * 784)
     unseen, _, _, _ = load(tmp_path, ["cat", "ice cream"], 40, "test")
-    got = torch.cat([images[labels == 1], unseen[4:]]).add(1).mul(127.5).round().byte().view(40, 784).numpy()
+    got = (
+        torch.cat([images[labels == 1], unseen[4:]])
+        .add(1)
+        .mul(127.5)
+        .round()
+        .byte()
+        .view(40, 784)
+        .numpy()
+    )
     order = [i for i in range(40) if i % 10 < 9] + [9, 19, 29, 39]
     assert (got == arrays["ice cream"][order]).all() and images.min() == -1 and images.max() == 1
     assert len(google.requests) == 2, "the second load is from disk"
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270
     assert (
-        google.requests[2][1] == 128 + 40 * 784 and (tmp_path / "quickdraw/cat.npy").read_bytes() == google.files["cat"]
+        google.requests[2][1] == 128 + 40 * 784
+        and (tmp_path / "quickdraw/cat.npy").read_bytes() == google.files["cat"]
     )
 
 
@@ -140,10 +170,16 @@ def test_a_broken_connection_goes_on_where_it_stopped(google, tmp_path, capfd):
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270
     assert google.requests[1][1] == (80 + 300 * 784 + 48) // 2 or google.requests[1][1] > 100_000
     google.files["dog"], google.fault = npy(doodles("dog")), "stops"
-    with pytest.raises(common.UserError, match=r"dog.npy: the connection breaks at byte \d+ of 235280; "):
+    with pytest.raises(
+        common.UserError, match=r"dog.npy: the connection breaks at byte \d+ of 235280; "
+    ):
         load(tmp_path, ["dog"], 300)
     kept, google.fault = (tmp_path / "quickdraw/dog.npy").stat().st_size, None
-    assert kept > 200_000 and len(load(tmp_path, ["dog"], 300)[0]) == 270 and google.requests[-1][1] == kept
+    assert (
+        kept > 200_000
+        and len(load(tmp_path, ["dog"], 300)[0]) == 270
+        and google.requests[-1][1] == kept
+    )
 
 
 BAD_HOST = {  # fault -> the file served, what the server does wrong, words of the message
@@ -162,7 +198,11 @@ def test_a_bad_host_is_one_line_and_nothing_of_it_is_trained_on(google, tmp_path
     google.files["cat"], google.fault, words = BAD_HOST[fault]
     with pytest.raises(common.UserError) as caught:
         load(tmp_path, ["cat"], 300)
-    assert words in str(caught.value) and bitmaps.HOST in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and bitmaps.HOST in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
     google.files["cat"], google.fault = npy(doodles("cat")), None
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270, "once the host is well again, so are we"
 
@@ -170,10 +210,15 @@ def test_a_bad_host_is_one_line_and_nothing_of_it_is_trained_on(google, tmp_path
 def test_a_file_that_changed_at_its_host_is_not_appended_to_the_old_one(google, tmp_path):
     google.files["cat"] = npy(doodles("cat"))
     load(tmp_path, ["cat"], 50)
-    before, google.files["cat"] = (tmp_path / "quickdraw/cat.npy").read_bytes(), npy(doodles("cat", 200))
+    before, google.files["cat"] = (
+        (tmp_path / "quickdraw/cat.npy").read_bytes(),
+        npy(doodles("cat", 200)),
+    )
     with pytest.raises(common.UserError, match="another file by now"):
         load(tmp_path, ["cat"], 100)
-    assert (tmp_path / "quickdraw/cat.npy").read_bytes() == before and len(load(tmp_path, ["cat"], 50)[0]) == 45
+    assert (tmp_path / "quickdraw/cat.npy").read_bytes() == before and len(
+        load(tmp_path, ["cat"], 50)[0]
+    ) == 45
 
 
 def test_a_damaged_file_is_set_aside_and_fetched_again(google, tmp_path, capfd):
@@ -181,12 +226,16 @@ def test_a_damaged_file_is_set_aside_and_fetched_again(google, tmp_path, capfd):
     (tmp_path / "quickdraw").mkdir()
     (tmp_path / "quickdraw" / "cat.npy").write_bytes(b"<html>" * 1000)
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270
-    assert "damaged" in capfd.readouterr().err and (tmp_path / "quickdraw" / "cat.npy.damaged").exists()
+    assert (
+        "damaged" in capfd.readouterr().err
+        and (tmp_path / "quickdraw" / "cat.npy.damaged").exists()
+    )
 
 
 def test_no_network_names_the_file_and_its_place(offline, tmp_path):
     with pytest.raises(
-        common.UserError, match="ice%20cream.npy and put it at .*quickdraw/ice cream.npy, and so on for 1"
+        common.UserError,
+        match="ice%20cream.npy and put it at .*quickdraw/ice cream.npy, and so on for 1",
     ):
         load(tmp_path, ["ice cream", "cat"], 300)
 
@@ -217,18 +266,26 @@ def test_no_network_and_nothing_kept_is_one_line_in_a_terminal_too(cli, tmp_path
 def test_the_345_names_their_words_and_templates():
     assert len(set(NAMES)) == 345 and {*common.DRAWINGS} < {*NAMES} and len(common.DRAWINGS) == 10
     words = dict(zip(NAMES, common.class_words("quickdraw", NAMES)))
-    assert words["cat"] == ("cat", "a cat") and words["owl"] == ("owl", "an owl") and words["bus"] == ("bus", "a bus")
+    assert (
+        words["cat"] == ("cat", "a cat")
+        and words["owl"] == ("owl", "an owl")
+        and words["bus"] == ("bus", "a bus")
+    )
     assert words["pants"] == ("pants", "pants") and words["The Mona Lisa"] == ("The Mona Lisa",) * 2
     for template in common.TRAIN_TEMPLATES["quickdraw"] + common.HELDOUT_TEMPLATES["quickdraw"]:
-        assert not {*re.findall(r"[\w-]+", template.lower())} & {*NAMES}, "a template must name no category"
+        assert not {*re.findall(r"[\w-]+", template.lower())} & {*NAMES}, (
+            "a template must name no category"
+        )
 
 
 def test_a_grid_shows_26_columns_at_most_and_says_which(tmp_path):
     shown = drawing.shown_classes(345, 2000)
-    assert len(set(shown)) == 26 and shown[0] == 0 and shown[-1] == 344 and (np.diff(shown) > 0).all()
-    assert drawing.shown_classes(10, 2000).tolist() == [*range(10)] and drawing.shown_classes(345, 5).tolist() == [
-        *range(5)
-    ]
+    assert (
+        len(set(shown)) == 26 and shown[0] == 0 and shown[-1] == 344 and (np.diff(shown) > 0).all()
+    )
+    assert drawing.shown_classes(10, 2000).tolist() == [*range(10)] and drawing.shown_classes(
+        345, 5
+    ).tolist() == [*range(5)]
     pixels, sizes = np.zeros((52, 28, 28), np.uint8), []
     for titles in (["seven"] * 26, ["The Great Wall of China"] * 26):
         drawing.save_grid(tmp_path / "grid.png", pixels, 26, "a title", titles)
@@ -249,8 +306,14 @@ def test_a_tiny_clip_is_trained_once_for_each_data_set_and_never_taken_for_anoth
     assert capfd.readouterr().err.count("once") == 1 and again.crc32 == one.crc32 != other.crc32
     path = tiny_clip.tiny_path(pets)
     assert path.is_relative_to(tmp_path) and path != tiny_clip.tiny_path(birds)
-    tiny_clip.tiny_path(birds).write_bytes(path.read_bytes())  # a file copied to a name that is not its own
-    for name, args in {"tiny": birds, str(path): data_args(), str(tiny_clip.EMBEDDED): pets}.items():
+    tiny_clip.tiny_path(birds).write_bytes(
+        path.read_bytes()
+    )  # a file copied to a name that is not its own
+    for name, args in {
+        "tiny": birds,
+        str(path): data_args(),
+        str(tiny_clip.EMBEDDED): pets,
+    }.items():
         with pytest.raises(common.UserError, match="learned to read"):
             tiny_clip.load_clip(name, args)
     assert tiny_clip.load_clip(str(path), pets).dim == 64
@@ -260,7 +323,11 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     """Every step at tiny size: train, draw, prompt, evaluate, compare."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
-    monkeypatch.setattr(tiny_clip, "fetch_clip", lambda name: (_ for _ in ()).throw(common.UserError("no CLIP here")))
+    monkeypatch.setattr(
+        tiny_clip,
+        "fetch_clip",
+        lambda name: (_ for _ in ()).throw(common.UserError("no CLIP here")),
+    )
     names = NAMES[:60:2]
     google.files = {name: npy(doodles(name, 40)) for name in names}
     flags = [
@@ -280,7 +347,10 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     assert "CLIP: training a tiny one for quickdraw, once" in capfd.readouterr().err
     run = tmp_path / "results" / "quickdraw" / "a4_full"
     config = json.loads((run / "config.json").read_text())
-    assert config["classes"] == names and (config["per_class"], config["image_count"]) == (40, 30 * 36)
+    assert config["classes"] == names and (config["per_class"], config["image_count"]) == (
+        40,
+        30 * 36,
+    )
     assert config["text_encoder"] == "tiny" and config["data_source"] == "QuickDraw"
     _, labels, prompts = drawing.load_samples(run / "images" / "samples_w2.0.npz")
     assert np.bincount(labels).tolist() == [3] * 10 + [2] * 20
@@ -289,7 +359,18 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     grid = imread(run / "images" / "samples.png")
     assert abs(grid.shape[1] / 60 - 26) < 2, "26 columns of 0.3 inches at 200 dots"
 
-    a4_full.main(["--dataset", "quickdraw", "--prompt", f"a doodle of {names[3]}", "--n", "2", "--sample-steps", "1"])
+    a4_full.main(
+        [
+            "--dataset",
+            "quickdraw",
+            "--prompt",
+            f"a doodle of {names[3]}",
+            "--n",
+            "2",
+            "--sample-steps",
+            "1",
+        ]
+    )
     done = capfd.readouterr()
     assert (tmp_path / done.out.strip()).exists() and "note" not in done.err
     a4_full.main([*flags, *which])
@@ -315,9 +396,13 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
 
 @pytest.mark.skipif(not REAL.exists(), reason="no real bitmaps here")
 def test_real_bitmaps_are_upright_white_on_black(google, tmp_path):
-    google.files = {name: (REAL / f"{name}.npy").read_bytes() for name in ("cat", "rainbow", "train")}
+    google.files = {
+        name: (REAL / f"{name}.npy").read_bytes() for name in ("cat", "rainbow", "train")
+    }
     images, labels, _, _ = load(tmp_path, ["cat", "rainbow", "train"], 5000)
     assert torch.bincount(labels).tolist() == [900] * 3 and images.median() == -1
     rainbow = images[labels == 1].mean(0)[0]
-    assert rainbow[4:12, 10:18].mean() > rainbow[18:26, 10:18].mean() + 0.1, "the arch is at the top"
+    assert rainbow[4:12, 10:18].mean() > rainbow[18:26, 10:18].mean() + 0.1, (
+        "the arch is at the top"
+    )
     assert set(google.requests) == {(name, 0, 127 + 784 * 5000) for name in google.files}

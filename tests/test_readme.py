@@ -20,9 +20,15 @@ TEXTS = {name: (common.ROOT / name).read_text() for name in READMES}
 def commands(name):
     """Every line of every block of code that names no language, cut at &&; then those within sentences."""
     blocks = re.findall(r"^ *```\n(.*?)^ *```$", TEXTS[name], re.M | re.S)
-    found = [part.strip() for block in blocks for line in block.strip().splitlines() for part in line.split("&&")]
+    found = [
+        part.strip()
+        for block in blocks
+        for line in block.strip().splitlines()
+        for part in line.split("&&")
+    ]
     inline = re.findall(
-        r"`(?:time )?(python [^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", TEXTS[name], flags=re.M | re.S)
+        r"`(?:time )?(python [^`\n]+)`",
+        re.sub(r"^ *```.*?^ *```$", "", TEXTS[name], flags=re.M | re.S),
     )
     return found + sorted({*inline} - {*found})
 
@@ -62,14 +68,19 @@ def test_a_readme_names_no_path_of_one_machine(name):
 
 
 def test_the_readmes_have_the_same_numbers_in_their_tables():
-    tables = [re.findall(r"\d[\d.,]*\d|\d", "".join(re.findall(r"^\|.*\n", text, re.M))) for text in TEXTS.values()]
+    tables = [
+        re.findall(r"\d[\d.,]*\d|\d", "".join(re.findall(r"^\|.*\n", text, re.M)))
+        for text in TEXTS.values()
+    ]
     assert sorted(tables[0]) == sorted(tables[1])
 
 
 def test_ci_runs_the_readmes_tests():
     """Lines with pip are those of .ci/run, which takes the last one from the README and installs what it says."""
     pips = [command for command in commands("README.md") if command.startswith("pip")]
-    assert all(pips[-1].startswith(pip) for pip in pips) and "python -m pytest" in commands("README.md")
+    assert all(pips[-1].startswith(pip) for pip in pips) and "python -m pytest" in commands(
+        "README.md"
+    )
     assert "python -m pytest' README.md" in (common.ROOT / ".ci" / "run").read_text()
 
 
@@ -82,9 +93,15 @@ def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google): 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
     monkeypatch.setattr(bench_quickdraw, "STEPS", 2)
-    monkeypatch.setattr(tiny_clip, "EMBEDDED", shutil.copy(tiny_clip.EMBEDDED, tmp_path / "tiny_clip.pt"))
+    monkeypatch.setattr(
+        tiny_clip, "EMBEDDED", shutil.copy(tiny_clip.EMBEDDED, tmp_path / "tiny_clip.pt")
+    )
     copy = tmp_path / "copy"
-    shutil.copytree(common.ROOT, copy, ignore=shutil.ignore_patterns(".*", "data", "results", "*.npz", "*.pt", "*.png"))
+    shutil.copytree(
+        common.ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(".*", "data", "results", "*.npz", "*.pt", "*.png"),
+    )
     for command in commands("README.md"):
         program, script, *flags = [*command.split(), ""]
         if program == "pip" or command == "python -m pytest":
@@ -92,7 +109,10 @@ def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google): 
         if program != "python" or script == "colab/build.py":
             folder = tmp_path if program in ("mkdir", "cp") else copy
             done = subprocess.run(
-                command.replace("python", sys.executable), shell=True, cwd=folder, capture_output=True
+                command.replace("python", sys.executable),
+                shell=True,
+                cwd=folder,
+                capture_output=True,
             )
             assert done.returncode == (program == "diff"), command
             continue
@@ -100,10 +120,18 @@ def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google): 
         flags = [word.strip('"') for word in words]
         if script.startswith(("a", "c")) and script != "compare.py" and "--help" not in flags:
             flags += SMALL.split() if "--prompt" not in flags else []
-            flags += [] if script == "cgan.py" or "--sample-steps" in flags else ["--sample-steps", "2"]
+            flags += (
+                [] if script == "cgan.py" or "--sample-steps" in flags else ["--sample-steps", "2"]
+            )
         elif script == "evaluate.py":
             flags += ["--extractor", "tiny"]
         here([script.replace("tests/", ""), *flags], tmp_path)
-    assert {path.name for path in (tmp_path / "results" / "mnist").iterdir()} >= {"a0_uncond", "cgan", "compare"}
+    assert {path.name for path in (tmp_path / "results" / "mnist").iterdir()} >= {
+        "a0_uncond",
+        "cgan",
+        "compare",
+    }
     made = [*copy.glob("colab/*.ipynb")]
-    assert len(made) == 7 and all(path.read_text() == (common.ROOT / "colab" / path.name).read_text() for path in made)
+    assert len(made) == 7 and all(
+        path.read_text() == (common.ROOT / "colab" / path.name).read_text() for path in made
+    )

@@ -62,7 +62,11 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     run = run_folder(finished)
     config = json.loads((run / "config.json").read_text())
     assert config["dataset"] == "mnist" and config["seed"] == 0 and config["train_steps"] == 60
-    assert (config["data_source"], config["image_count"], config["text_encoder"]) == ("embedded", 4500, "tiny")
+    assert (config["data_source"], config["image_count"], config["text_encoder"]) == (
+        "embedded",
+        4500,
+        "tiny",
+    )
     assert (
         config["packages"]["torch"] == torch.__version__.split("+")[0]
         or config["packages"]["torch"] == torch.__version__
@@ -70,24 +74,44 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert config["device"] in ("cpu", "cuda:0", "mps:0") and "git_revision" in config
 
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    assert set(checkpoint) == {"model", "ema", "optimizer", "step", "config", "rng"} and checkpoint["step"] == 60
-    moved = sum((checkpoint["ema"][name] - checkpoint["model"][name]).abs().sum() for name in checkpoint["model"])
+    assert (
+        set(checkpoint) == {"model", "ema", "optimizer", "step", "config", "rng"}
+        and checkpoint["step"] == 60
+    )
+    moved = sum(
+        (checkpoint["ema"][name] - checkpoint["model"][name]).abs().sum()
+        for name in checkpoint["model"]
+    )
     assert moved > 0, "the EMA must lag behind the model"
 
     for name in SAMPLES:
         with np.load(run / "images" / name) as file:
             assert set(file) == {"images", "labels", "prompts"}
             assert file["images"].shape == (30, 28, 28) and file["images"].dtype == np.uint8
-            assert np.bincount(file["labels"]).tolist() == [3] * 10 and file["labels"].dtype == np.int64
-            templates = (common.HELDOUT_TEMPLATES if "heldout" in name else common.TRAIN_TEMPLATES)["mnist"]
+            assert (
+                np.bincount(file["labels"]).tolist() == [3] * 10
+                and file["labels"].dtype == np.int64
+            )
+            templates = (common.HELDOUT_TEMPLATES if "heldout" in name else common.TRAIN_TEMPLATES)[
+                "mnist"
+            ]
             for prompt, label in zip(file["prompts"], file["labels"]):
-                assert str(prompt) in {t.format(word) for t in templates for word in (str(label), common.DIGITS[label])}
-    for name in ("images/samples.png", "images/denoising.png", "images/prompts.png", "plots/loss.png"):
+                assert str(prompt) in {
+                    t.format(word) for t in templates for word in (str(label), common.DIGITS[label])
+                }
+    for name in (
+        "images/samples.png",
+        "images/denoising.png",
+        "images/prompts.png",
+        "plots/loss.png",
+    ):
         picture = imread(run / name)
         assert min(picture.shape[:2]) > 150 and picture.std() > 0.05, name
 
     log = rows(run / "metrics" / "loss.csv")
-    assert list(log[0]) == ["step", "loss", "images_per_second"] and [row["step"] for row in log] == ["20", "40", "60"]
+    assert list(log[0]) == ["step", "loss", "images_per_second"] and [
+        row["step"] for row in log
+    ] == ["20", "40", "60"]
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     table = rows(run / "metrics" / "performance.csv")
     assert list(table[0]) == ["parameters", "train_seconds", "train_images_per_second", "scale",
@@ -110,20 +134,38 @@ def others(cli, tmp_path_factory):
 @pytest.mark.parametrize("script", OTHERS)
 def test_every_script_leaves_the_files_of_the_design(others, script):
     run, guided, text = run_folder(others, script), script == "a3_cfg", script != "a0_uncond"
-    expected = {"config.json", "checkpoints/last.pt", "images/samples_w1.0.npz", "images/samples.png"}
-    expected |= {"images/denoising.png", "plots/loss.png", "metrics/loss.csv", "metrics/performance.csv"}
-    expected |= {"images/prompts.png", f"images/samples_heldout_w{1.0 + guided}.npz"} if text else set()
+    expected = {
+        "config.json",
+        "checkpoints/last.pt",
+        "images/samples_w1.0.npz",
+        "images/samples.png",
+    }
+    expected |= {
+        "images/denoising.png",
+        "plots/loss.png",
+        "metrics/loss.csv",
+        "metrics/performance.csv",
+    }
+    expected |= (
+        {"images/prompts.png", f"images/samples_heldout_w{1.0 + guided}.npz"} if text else set()
+    )
     expected |= {"images/samples_w2.0.npz"} if guided else set()
     assert {str(path.relative_to(run)) for path in contents(run)} == expected
 
     config = json.loads((run / "config.json").read_text())
     encoder = {"a0_uncond": None, "a1_cond": "bag of words"}.get(script, "tiny")
-    assert (config["script"], config["text_encoder"], config["train_steps"]) == (script, encoder, 40)
+    assert (config["script"], config["text_encoder"], config["train_steps"]) == (
+        script,
+        encoder,
+        40,
+    )
     for path in run.glob("images/*.npz"):
         with np.load(path) as file:
             assert file["images"].shape == (30, 28, 28) and file["images"].std() > 5
             if text:
-                assert np.bincount(file["labels"]).tolist() == [3] * 10 and all(file["prompts"] != "")
+                assert np.bincount(file["labels"]).tolist() == [3] * 10 and all(
+                    file["prompts"] != ""
+                )
                 heldout = common.phrasings(data_args(), common.HELDOUT_TEMPLATES)
                 assert (str(file["prompts"][12]) in heldout[2]) == ("heldout" in path.name)
             else:
@@ -132,7 +174,9 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
         assert imread(path).std() > 0.02, path.name
     losses = ["generator_loss", "discriminator_loss"] if script == "cgan" else ["loss"]
     log = rows(run / "metrics" / "loss.csv")
-    assert list(log[0]) == ["step", *losses, "images_per_second"] and [row["step"] for row in log] == ["20", "40"]
+    assert list(log[0]) == ["step", *losses, "images_per_second"] and [
+        row["step"] for row in log
+    ] == ["20", "40"]
     table = rows(run / "metrics" / "performance.csv")
     assert [row["scale"] for row in table] == (["1.0", "2.0"] if guided else ["1.0"])
     assert {row["sample_steps"] for row in table} == {"1" if script == "cgan" else "3"}
@@ -159,10 +203,15 @@ def test_the_ladder_shares_its_budget(others, finished):
     defaults = [common.parse_args(script, "", []) for script in LADDER]
     for name in ("train_steps", "batch_size", "lr", "seed", "sample_steps", "eta", "samples"):
         assert len({getattr(args, name) for args in defaults}) == 1, name
-    sizes = [json.loads((run_folder(others, s) / "config.json").read_text())["parameters"] for s in LADDER[2:4]]
+    sizes = [
+        json.loads((run_folder(others, s) / "config.json").read_text())["parameters"]
+        for s in LADDER[2:4]
+    ]
     sizes.append(json.loads((run_folder(finished) / "config.json").read_text())["parameters"])
     assert sizes[1] - sizes[0] == 64, "a3 adds the null text to a2"
-    assert sizes[2] - sizes[1] == sum(p.numel() for p in a4_full.Attention(a4_full.WIDTHS[1]).parameters())
+    assert sizes[2] - sizes[1] == sum(
+        p.numel() for p in a4_full.Attention(a4_full.WIDTHS[1]).parameters()
+    )
 
 
 REFUSED = {
@@ -183,11 +232,17 @@ def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(here, tmp_path
         refused = flag in REFUSED[script].split()
         assert (f"--{flag} " in text) != refused, flag
         if refused:
-            with pytest.raises(common.UserError, match=f"--{flag} means nothing to {script}.py; a._"):
+            with pytest.raises(
+                common.UserError, match=f"--{flag} means nothing to {script}.py; a._"
+            ):
                 common.parse_args(script, "", [f"--{flag}", "2"])
     done = here(f"{script}.py --prompt seven --scale 3", tmp_path, check=2)
     wanted = "nothing trained" if script in ("a3_cfg", "a4_full") else "means nothing"
-    assert len(done.stderr.splitlines()) == 1 and wanted in done.stderr and not list(tmp_path.iterdir())
+    assert (
+        len(done.stderr.splitlines()) == 1
+        and wanted in done.stderr
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_scales_share_their_noise(finished):
@@ -213,7 +268,10 @@ def test_a_lost_output_is_made_again_the_same(copy, here):
     (run / "metrics" / "performance.csv").unlink()
     here(TINY, copy)
     assert len(rows(run / "metrics" / "performance.csv")) == 2
-    assert contents(run / "images") == before and (run / "checkpoints/last.pt").read_bytes() == checkpoint
+    assert (
+        contents(run / "images") == before
+        and (run / "checkpoints/last.pt").read_bytes() == checkpoint
+    )
 
 
 def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
@@ -222,10 +280,14 @@ def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
     here(TINY + ",1.25", copy)
     with np.load(run / "images" / "samples_w1.25.npz") as file:
         assert file["images"].shape == (30, 28, 28)
-    assert all((run / "images" / name).read_bytes() == before[run / "images" / name] for name in SAMPLES)
+    assert all(
+        (run / "images" / name).read_bytes() == before[run / "images" / name] for name in SAMPLES
+    )
     assert [row["scale"] for row in rows(run / "metrics/performance.csv")] == ["1.0", "2.0", "1.25"]
     here(TINY.replace("--sample-steps 3", "--sample-steps 4"), copy)
-    assert all((run / "images" / name).read_bytes() != before[run / "images" / name] for name in SAMPLES)
+    assert all(
+        (run / "images" / name).read_bytes() != before[run / "images" / name] for name in SAMPLES
+    )
     assert (run / "checkpoints/last.pt").read_bytes() == checkpoint
 
 
@@ -236,25 +298,45 @@ def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
     """Kill a run after its first checkpoint, go on, and get the curve and the images of the run nobody killed."""
     code = f"import sys, common, {script}; common.Run.SAVE_EVERY = 0; {script}.main(sys.argv[1:])"
     flags = TINY.split()[1:] if script == "a4_full" else f"{OTHER} {OTHERS[script]}".split()
-    run, whole = run_folder(tmp_path, script), run_folder(finished if script == "a4_full" else others, script)
+    run, whole = (
+        run_folder(tmp_path, script),
+        run_folder(finished if script == "a4_full" else others, script),
+    )
     env = offline_env | {"PYTHONPATH": str(common.ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    )
     while not (run / "checkpoints" / "last.pt").exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     step = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
     assert 0 < step < (60 if script == "a4_full" else 40)
-    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0 and f"from step {step}" in done.stderr
     for path in (whole / "images").glob("*.npz"):
         assert (run / "images" / path.name).read_bytes() == path.read_bytes()
-    curves = [[list(r.values())[:-1] for r in rows(folder / "metrics/loss.csv")] for folder in (run, whole)]
+    curves = [
+        [list(r.values())[:-1] for r in rows(folder / "metrics/loss.csv")]
+        for folder in (run, whole)
+    ]
     assert curves[0] == curves[1]
 
 
 def test_a_prompt_gives_a_picture(copy, here):
-    command = ["a4_full.py", "--prompt", "a $handwritten$ seven!", "--scale", "3", "--n", "5", "--sample-steps", "2"]
+    command = [
+        "a4_full.py",
+        "--prompt",
+        "a $handwritten$ seven!",
+        "--scale",
+        "3",
+        "--n",
+        "5",
+        "--sample-steps",
+        "2",
+    ]
     before = contents(copy)
     done = here(command, copy)
     assert "note" not in done.stderr
@@ -334,21 +416,38 @@ def test_a_prompt_before_any_training(cli, tmp_path):
     assert "python a4_full.py --dataset mnist" in done.stderr and not list(tmp_path.iterdir())
 
 
-FAULTS = "cut early", "cut late", "empty", "text", "of another model", "of another network", "of another tiny CLIP"
+FAULTS = (
+    "cut early",
+    "cut late",
+    "empty",
+    "text",
+    "of another model",
+    "of another network",
+    "of another tiny CLIP",
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("flags", [["--prompt", "seven"], [*TINY.split()[1:], "--eta", "0"]], ids=["prompt", "train"])
+@pytest.mark.parametrize(
+    "flags", [["--prompt", "seven"], [*TINY.split()[1:], "--eta", "0"]], ids=["prompt", "train"]
+)
 def test_a_bad_checkpoint(copy, here, fault, flags):
     last = run_folder(copy) / "checkpoints" / "last.pt"
     if fault.startswith("of another"):
         checkpoint = torch.load(last, weights_only=True)
-        name = {"model": "script", "network": "parameters", "tiny CLIP": "text_encoder_crc32"}[fault[11:]]
+        name = {"model": "script", "network": "parameters", "tiny CLIP": "text_encoder_crc32"}[
+            fault[11:]
+        ]
         checkpoint["config"][name] = "a2_clip" if name == "script" else 1
         torch.save(checkpoint, last)
     else:
         whole = last.read_bytes()
-        cut = {"cut early": whole[:50_000], "cut late": whole[:-1000], "empty": b"", "text": b"hello\n" * 99}
+        cut = {
+            "cut early": whole[:50_000],
+            "cut late": whole[:-1000],
+            "empty": b"",
+            "text": b"hello\n" * 99,
+        }
         last.write_bytes(cut[fault])
     before = contents(copy)
     done = here(["a4_full.py", *flags], copy, check=2)
@@ -364,7 +463,9 @@ def test_a_finished_run_draws_more_without_its_data(copy, here, tmp_path):
     torch.save(checkpoint, last)
     here(TINY + ",4", copy)
     assert (run_folder(copy) / "images" / "samples_w4.0.npz").exists()
-    assert json.loads((run_folder(copy) / "config.json").read_text())["data_source"] == "torchvision"
+    assert (
+        json.loads((run_folder(copy) / "config.json").read_text())["data_source"] == "torchvision"
+    )
 
 
 def test_samples_of_a_lost_checkpoint_are_never_taken_for_the_new_model(copy, here):
@@ -382,8 +483,14 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tmp_path, offline_en
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
     line = [sys.executable, str(common.ROOT / "a4_full.py"), *TINY.split()[1:]]
-    done = subprocess.run(line, cwd=tmp_path, env=offline_env, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error")
+    done = subprocess.run(
+        line, cwd=tmp_path, env=offline_env, capture_output=True, text=True, preexec_fn=limit
+    )
+    assert (
+        done.returncode == 2
+        and "Traceback" not in done.stderr
+        and done.stderr.splitlines()[-1].startswith("error")
+    )
     assert not list(tmp_path.rglob("*.pt*"))
 
 
@@ -425,7 +532,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         common.save_file(tmp_path / "file", write)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
+        tmp_path / "file"
+    ).read_text() == "old"
 
 
 def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
@@ -435,9 +544,9 @@ def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
 
 
 def test_importing_does_nothing(tmp_path, offline_env):
-    code = (
-        "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, tiny_clip, os; assert not os.listdir('.')"
-    )
+    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, tiny_clip, os; assert not os.listdir('.')"
     env = offline_env | {"PYTHONPATH": str(common.ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0 and not done.stdout + done.stderr

@@ -11,7 +11,11 @@ import common
 
 FOLDERS = "drawing", "loading", "colab"
 SCRIPTS = [str(x.relative_to(common.ROOT)) for x in sorted(common.ROOT.glob("*.py"))]
-SCRIPTS += [str(x.relative_to(common.ROOT)) for name in FOLDERS for x in sorted((common.ROOT / name).glob("*.py"))]
+SCRIPTS += [
+    str(x.relative_to(common.ROOT))
+    for name in FOLDERS
+    for x in sorted((common.ROOT / name).glob("*.py"))
+]
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 BUDGETS = {"common.py": 350}
 ALLOWED = {
@@ -38,7 +42,9 @@ def test_line_budgets(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_only_allowed_packages(name):
-    allowed = ALLOWED | set(sys.stdlib_module_names) | {script.removesuffix(".py") for script in SCRIPTS}
+    allowed = (
+        ALLOWED | set(sys.stdlib_module_names) | {script.removesuffix(".py") for script in SCRIPTS}
+    )
     for node in ast.walk(ast.parse((common.ROOT / name).read_text())):
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -57,7 +63,9 @@ def test_sections_stand_in_one_order(name):
 def test_neighbours_differ_by_little(one, other):
     """As `diff` prints it: every line with < or > counts."""
     texts = [str(common.ROOT / f"{name}.py") for name in (one, other)]
-    changed = re.findall(r"^[<>]", subprocess.run(["diff", *texts], capture_output=True, text=True).stdout, re.M)
+    changed = re.findall(
+        r"^[<>]", subprocess.run(["diff", *texts], capture_output=True, text=True).stdout, re.M
+    )
     assert 0 < len(changed) <= {"a1_cond": 60, "a4_full": 50}.get(other, 40)
 
 
@@ -70,7 +78,11 @@ def parts(name):
         elif isinstance(node, ast.FunctionDef):
             found[node.name] = ast.dump(node)
         elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{x.name}": ast.dump(x) for x in node.body if isinstance(x, ast.FunctionDef)}
+            found |= {
+                f"{node.name}.{x.name}": ast.dump(x)
+                for x in node.body
+                if isinstance(x, ast.FunctionDef)
+            }
     return found
 
 
@@ -106,4 +118,7 @@ def test_the_gan_shares_what_makes_sense_for_a_gan():
 def test_a_scripts_docstring_tells_the_idea_and_the_result(name):
     text = ast.get_docstring(ast.parse((common.ROOT / f"{name}.py").read_text()))
     heads = [line.split()[0] for line in text.splitlines() if re.match(r"[A-Z][a-z]+  ", line)]
-    assert heads == ["Idea", "Changed", "Papers", "Commands", "Result"] and f"python {name}.py --dataset mnist" in text
+    assert (
+        heads == ["Idea", "Changed", "Papers", "Commands", "Result"]
+        and f"python {name}.py --dataset mnist" in text
+    )

@@ -169,9 +169,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     config = run.config
     images, _ = run.load_data()  # uint8 (N, 28, 28)
     alphas_bar = common.cosine_alphas_bar(run.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), fused=True)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)

@@ -179,9 +179,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
     texts = torch.stack([run.encoder.encode_text(group) for group in groups])  # (C, P, dim)
     alphas_bar = common.cosine_alphas_bar(run.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), fused=True)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)

@@ -32,9 +32,9 @@ from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_
 from kit.run import read_config
 from kit.samples import load_samples
 
-# What runs of one model must have in common to be its seeds
-SAME = "train_steps batch_size lr sample_steps eta samples widths patch image_count data_source"
-SAME = ["text_encoder_crc32", "seed", *SAME.split()]
+# In what the seeds of one model may differ; in every other choice they are alike.
+FREE = "seed out data_dir device fresh prompt n scale scales clip description git_revision python"
+FREE = {*FREE.split(), "packages"}
 SETTINGS = "train_steps batch_size lr widths parameters sample_steps eta seed data_source"
 SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
 METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
@@ -107,14 +107,20 @@ def load_run(folder: Path, dataset: str) -> dict:
     costs = read_table(folder / "metrics" / "performance.csv", ("scale", *COSTS), remedy)
     table = table.merge(costs[["scale", *COSTS]], on="scale", how="left")
     table.loc[table["phrasings"] == "held out", COSTS] = np.nan
-    config = {"family": "", "description": "", "has_guidance": False, **read_config(folder)}
+    config = {
+        "family": "diffusion",
+        "description": "",
+        "has_guidance": False,
+        **read_config(folder),
+    }
     return {"folder": folder, "script": folder.name, "config": config, "rows": table}
 
 
 def same(run: dict, other: dict, besides: str = "seed") -> bool:
-    """Whether two runs differ in nothing but this."""
-    names = {*SAME} - {besides}
-    return all(run["config"].get(name) == other["config"].get(name) for name in names)
+    """Whether two runs differ in nothing but this, and in what does not matter."""
+    one, two = run["config"], other["config"]
+    names = {*one, *two} - FREE | {"seed"} - {besides}
+    return all(one.get(name) == two.get(name) for name in names)
 
 
 def check_measured_alike(table: pd.DataFrame, dataset: str) -> None:
@@ -138,19 +144,12 @@ def scripts_here() -> list[str]:
 # ── Numbers ──
 
 
-def over_seeds(runs: list[dict]) -> pd.DataFrame:
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """(model, phrasings, scale) -> for each column mean, std, size (seeds) and first (run)."""
-    table = pd.concat([run["rows"] for run in runs]).dropna(subset="scale")
-    groups = table.groupby(["model", "phrasings", "scale"])
+    groups = table.groupby(["model", "phrasings", "scale"], dropna=False)
     return groups[["n", *METRICS, "with_wrong_prompts", *COSTS]].agg(
         ["mean", "std", "size", "first"]
     )
-
-
-def the_floors(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of real images and of noise, measured on the largest n."""
-    floors = table[table["scale"].isna()].sort_values("n", kind="stable")
-    return floors.drop_duplicates("model", keep="last").set_index("model")
 
 
 def trained_points(numbers: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -164,40 +163,31 @@ def write(mean: float, std: float = np.nan, form: str = "{:.3g}") -> str:
     if np.isnan(mean):
         return "–"
     form = form if abs(mean) < 1000 else "{:,.0f}"
-    return form.format(mean) + (
-        "" if np.isnan(std) else f" ± {form.replace('3g', '2g').format(std)}"
-    )
+    spread = "" if np.isnan(std) else f" ± {form.replace('3g', '2g').format(std)}"
+    return form.format(mean) + spread
 
 
-def compared(numbers, models: list[str], guided: list[str], fid: str, floors) -> pd.DataFrame:
+def compared(numbers: pd.DataFrame, models: list[str], guided, fid: str) -> pd.DataFrame:
     """A row for each model and guidance scale, then what real images and noise score."""
     rows = []
-    for model in models:
+    for model in (*models, "real images", "noise"):
         for scale, row in trained_points(numbers, model).iterrows():
-            head = {"model": model, "scale": f"{scale:g}" if model in guided else "–"}
-            head |= {"n": f"{row['n', 'first']:.0f}", "seeds": str(int(row["n", "size"]))}
-            cells = {column: (row[column, "mean"], row[column, "std"]) for column in METRICS}
-            wrong = row["with_wrong_prompts", "mean"], row["with_wrong_prompts", "std"]
-            new = "–"
+            cells = {"model": model, "scale": f"{scale:g}" if model in guided else "–"}
+            cells["n"] = f"{row['n', 'first']:.0f}"
+            cells["seeds"] = f"{row['n', 'size']:.0f}" if model in models else "–"
+            for column, (title, _, form) in METRICS.items():
+                title = fid if column == "fid" else title
+                cells[title] = write(*row[column][["mean", "std"]], form)
+            wrong = row["with_wrong_prompts"]
+            cells["similarity, wrong prompts"] = write(*wrong[["mean", "std"]], "{:.3f}")
+            cells["new phrasings"] = "–"
             if (model, "held out", scale) in numbers.index:
-                held_out = numbers.loc[model, "held out", scale]
-                new = write(*held_out["accuracy"][["mean", "std"]], "{:.1%}")
-                new += f", n = {held_out['n', 'first']:.0f}"
-            costs = [row[column, "first"] for column in COSTS]  # load, not the seed, moves them
-            rows.append(cells_of(head, cells, wrong, fid, new, costs))
-    for name, row in floors.iterrows():
-        head = {"model": name, "scale": "–", "n": f"{row['n']:.0f}", "seeds": "–"}
-        cells, wrong = {column: (row[column],) for column in METRICS}, (row["with_wrong_prompts"],)
-        rows.append(cells_of(head, cells, wrong, fid, "–", [np.nan, np.nan]))
+                held_out = numbers.loc[(model, "held out", scale)]
+                share = write(*held_out["accuracy"][["mean", "std"]], "{:.1%}")
+                cells["new phrasings"] = f"{share}, n = {held_out['n', 'first']:.0f}"
+            cells["images/s"], cells["parameters"] = (write(row[x, "first"]) for x in COSTS)
+            rows.append(cells)
     return pd.DataFrame(rows)
-
-
-def cells_of(head: dict, cells: dict, wrong: tuple, fid: str, new: str, costs: list) -> dict:
-    for column, (title, _, form) in METRICS.items():
-        head[fid if column == "fid" else title] = write(*cells[column], form=form)
-    head["similarity, wrong prompts"] = write(*wrong, form="{:.3f}")
-    head |= {"new phrasings": new, "images/s": write(costs[0]), "parameters": write(costs[1])}
-    return head
 
 
 def verdict(model: str, points: pd.DataFrame, fid: str) -> str:
@@ -299,7 +289,7 @@ def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, fid: str,
             cells = {"model": model, "scale": scale, "n": int(row["n", "first"])}
             cells |= {"seeds": int(row["n", "size"]), "extractor": fid[5:-1]}
             for column in METRICS:
-                cells |= {f"{column}_{x}": f"{row[column, x]:.5g}" for x in ("mean", "std")}
+                cells |= {f"{column}_{x}": row[column, x] for x in ("mean", "std")}
             rows.append(cells)
     save_table(folder / "metrics" / "cfg_scale.csv", rows)
     plot = save_curves(folder / "plots" / "scale.png", curves, real, "guidance scale", fid)
@@ -311,15 +301,15 @@ def step_curves(runs: list[dict], first: dict) -> dict[str, pd.DataFrame]:
     curves = {}
     for model, one in first.items():
         alike = [run for run in runs if run["script"] == model and same(run, one, "sample_steps")]
-        by_steps = {run["config"].get("sample_steps"): over_seeds([run]) for run in alike}
-        if len(by_steps) > 1:
-            table = pd.concat(
-                {steps: by_steps[steps] for steps in sorted(by_steps)}, names=["steps"]
-            )
-            table = table.xs((model, "trained"), level=("model", "phrasings"))
-            for scale, points in table.groupby("scale"):
-                curves[f"{model}, scale {scale:g}"] = points.droplevel("scale")
-    return {line: points for line, points in curves.items() if len(points) > 1}
+        for scale in sorted({scale for run in alike for scale in run["rows"]["scale"].dropna()}):
+            points = {}
+            for run in alike:
+                table = trained_points(over_seeds(run["rows"]), model)
+                if scale in table.index:
+                    points[run["config"].get("sample_steps")] = table.loc[scale]
+            if len(points) > 1:
+                curves[f"{model}, scale {scale:g}"] = pd.DataFrame(points).T.sort_index()
+    return curves
 
 
 def html_table(table: pd.DataFrame) -> str:
@@ -355,76 +345,99 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
         save_text(folder / name, template.render(facts, write=write, page=is_page, **functions))
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = Config.parse(argv)
-    folders = evaluate.find_runs(config)
-    measure_what_is_new(config, folders)
-    runs = [load_run(folder, config.dataset) for folder in folders]
-    table = pd.concat([run["rows"] for run in runs])
-    check_measured_alike(table, config.dataset)
+@dataclass
+class Comparison:
+    """What the figures and tables are made of."""
 
-    first, seeds = {}, {}  # the first run of each model; (model, seed) -> one of each seed like it
+    first: dict[str, dict]  # model -> its first run, by name
+    steps: dict[str, pd.DataFrame]  # see step_curves()
+    apart: list[str]  # folders of the runs that are in none of these
+    numbers: pd.DataFrame  # see over_seeds(); floors included
+    floors: pd.DataFrame  # "real images", "noise" -> their rows
+    fid: str  # with its extractor
+    guided: dict[str, dict]  # those of first that have guidance
+
+
+def put_together(runs: list[dict], dataset: str) -> Comparison:
+    table = pd.concat([run["rows"] for run in runs])
+    check_measured_alike(table, dataset)
+    first, seeds = {}, {}  # seeds: (model, seed) -> a run
     for run in runs:
         first.setdefault(run["script"], run)
         if same(run, first[run["script"]]):
             seeds.setdefault((run["script"], run["config"]["seed"]), run)
-    first = dict(sorted(first.items()))
-    numbers, floors, steps = (
-        over_seeds([*seeds.values()]),
-        the_floors(table),
-        step_curves(runs, first),
-    )
-    in_steps = [run for run in runs if same(run, first[run["script"]], "sample_steps")]
-    used = [run["folder"] for run in [*seeds.values(), *(in_steps if steps else [])]]
-    fid, real = f"FID ({table['extractor'].iloc[0]})", floors.loc["real images"]
+    steps, alike = step_curves(runs, first), [*seeds.values()]
+    drawn = [run for run in runs if steps and same(run, first[run["script"]], "sample_steps")]
+    used = [run["folder"] for run in alike + drawn]
+    apart = [str(run["folder"]) for run in runs if run["folder"] not in used]
+    floors = table[table["scale"].isna()].sort_values("n", kind="stable")
+    floors = floors.drop_duplicates("model", keep="last")  # on the largest n
+    rows = [run["rows"].dropna(subset="scale") for run in alike]
+    numbers, fid = over_seeds(pd.concat([*rows, floors])), f"FID ({table['extractor'].iloc[0]})"
+    first, floors = dict(sorted(first.items())), floors.set_index("model")
     guided = {model: run for model, run in first.items() if run["config"]["has_guidance"]}
-    families = {run["config"]["family"] for run in first.values()}
-    ladder = [x for x, run in first.items() if run["config"]["family"] in ("diffusion", "")]
+    return Comparison(first, steps, apart, numbers, floors, fid, guided)
 
-    folder = config.out / config.dataset
-    here = folder / "compare"
-    losses = {model: run["folder"] / "metrics" / "loss.csv" for model, run in first.items()}
-    pictured = {"real images": here / "real.npz", **dict(map(samples_shown, first.values()))}
+
+def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, Path]:
+    """-> the report's figures, by name."""
+    here, real = folder / "compare", it.floors.loc["real images"]
+    losses = {model: run["folder"] / "metrics" / "loss.csv" for model, run in it.first.items()}
+    pictured = {"real images": here / "real.npz", **dict(map(samples_shown, it.first.values()))}
     figures = {
-        "grid": save_rows(here / "grid.png", config.classes, pictured),
+        "grid": save_rows(here / "grid.png", classes, pictured),
         "loss": save_loss_plot(here / "loss.png", losses),
-        "speed": save_speed(here / "speed.png", numbers, [*first], real, fid),
+        "speed": save_speed(here / "speed.png", it.numbers, [*it.first], real, it.fid),
     }
-    if guided:
+    if it.guided:
         study = folder / "cfg_scale"
-        figures |= guidance_study(study, guided, numbers, real, fid, config.classes)
-    if steps:
-        figures["steps"] = save_curves(here / "steps.png", steps, real, "sampling steps", fid)
-    missing = []
-    if not config.models:
-        for name in scripts_here():
-            if name not in first:
-                missing.append(f"{name} (python {name}.py --dataset {config.dataset})")
-                print(f"missing: {missing[-1]}", file=sys.stderr)
+        figures |= guidance_study(study, it.guided, it.numbers, real, it.fid, classes)
+    if it.steps:
+        path = here / "steps.png"
+        figures["steps"] = save_curves(path, it.steps, real, "sampling steps", it.fid)
+    return figures
+
+
+def facts_of(it: Comparison) -> dict:
+    """What the report's template says in words and tables."""
     settings = []
-    for model, run in first.items():
-        row = {name: run["config"].get(name, "–") for name in SETTINGS}
-        settings.append({"script": model, **{name: str(x) for name, x in row.items()}})
-    save_report(
-        here,
-        figures,
-        dataset=config.dataset,
-        classes=config.classes,
-        missing=missing,
-        apart=[str(run["folder"]) for run in runs if run["folder"] not in used],
-        models={model: run["config"]["description"] for model, run in first.items()},
-        settings=pd.DataFrame(settings),
-        fid=fid,
-        real=real,
-        noise=floors.loc["noise"],
-        families=sorted(families, key=lambda name: (name == "diffusion", name)),
-        comparison=compared(numbers, [*first], [*guided], fid, floors),
-        ablation=compared(numbers, ladder, [*guided], fid, floors),
-        guided=[*guided],
-        verdicts=[verdict(x, trained_points(numbers, x), fid) for x in guided],
-        steps=bool(steps),
-    )
-    print(here / "report.html")
+    for model, run in it.first.items():
+        values = {name: str(run["config"].get(name, "–")) for name in SETTINGS}
+        settings.append({"script": model, **values})
+    families = {model: run["config"]["family"] for model, run in it.first.items()}
+    ladder = [model for model, family in families.items() if family == "diffusion"]
+    points = {model: trained_points(it.numbers, model) for model in it.guided}
+    return {
+        "apart": it.apart,
+        "models": {model: run["config"]["description"] for model, run in it.first.items()},
+        "settings": pd.DataFrame(settings),
+        "fid": it.fid,
+        "real": it.floors.loc["real images"],
+        "noise": it.floors.loc["noise"],
+        "families": sorted({*families.values()}),
+        "comparison": compared(it.numbers, [*it.first], it.guided, it.fid),
+        "ablation": compared(it.numbers, ladder, it.guided, it.fid),
+        "guided": [*it.guided],
+        "verdicts": [verdict(model, table, it.fid) for model, table in points.items()],
+        "steps": bool(it.steps),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = Config.parse(argv)
+    folders, missing = evaluate.find_runs(config), []
+    measure_what_is_new(config, folders)
+    it = put_together([load_run(path, config.dataset) for path in folders], config.dataset)
+    folder, classes = config.out / config.dataset, config.classes
+    figures = save_figures(it, folder, classes)
+    for name in [] if config.models else scripts_here():
+        if name not in it.first:
+            missing.append(f"{name} (python {name}.py --dataset {config.dataset})")
+    facts = {"dataset": config.dataset, "classes": classes, "missing": missing, **facts_of(it)}
+    save_report(folder / "compare", figures, **facts)
+    for text in missing:
+        print(f"missing: {text}", file=sys.stderr)
+    print(folder / "compare" / "report.html")
 
 
 if __name__ == "__main__":

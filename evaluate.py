@@ -205,18 +205,11 @@ class Judge:
         for n in sorted({row["n"] for row in rows}):
             rows += self.calibrate(n)
         for name, columns in TABLES.items():
-            save_table(folder / "metrics" / f"{name}.csv", self.table(rows, (*KEYS, *columns)))
+            wanted = {*KEYS, *columns}
+            names = [x for x in rows[0] if x.removesuffix(f"_{self.extractor}") in wanted]
+            table = [{name: row[name] for name in names} for row in rows]
+            save_table(folder / "metrics" / f"{name}.csv", table)
         return rows
-
-    def table(self, rows: list[dict], columns: tuple[str, ...]) -> list[dict]:
-        """These columns of rows, five digits of each number."""
-        table = []
-        for row in rows:
-            chosen = {
-                k: v for k, v in row.items() if k.removesuffix(f"_{self.extractor}") in columns
-            }
-            table.append({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in chosen.items()})
-        return table
 
     def save_real(self) -> None:
         """The first real images, for compare.py."""

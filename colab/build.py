@@ -19,25 +19,21 @@ import os
 %pip install -q clip-anytorch ftfy regex tabulate
 os.makedirs("kit", exist_ok=True)"""
 NEEDS = """This notebook needs no other file, but internet: it fetches MNIST and OpenAI's CLIP
-(350 MB), so its numbers will differ from those above. It was made by `python colab/build.py` in the
-script's repository, whose README and docs explain what stands here."""
-FOLDED = """## Plumbing (folded)
-
-Run it in any case. Each cell writes a file; if you change one, run it again and restart."""
-TRAIN = """## Train
-
-A checkpoint is kept every 30 seconds in `results/`, where the pictures will be too: after an
-interruption run the cell again, after a restart run all. Every field of `Config` is a flag."""
+(350 MB), so its numbers will differ from those above. README and docs of the script's repository
+explain what stands here."""
+FOLDED = (
+    "## Plumbing (folded)\n\nRun it in any case. Each cell writes a file; if you change one, run "
+)
+FOLDED += "it again and restart."
+TRAIN = "## Train\n\nAfter an interruption run the cell again, after a restart run all."
 SHOW = """\
 from glob import glob
-
 from IPython.display import Image, display
 
 {}display(Image(max(glob("results/*/*/images/{}*.png"), key=os.path.getmtime)))"""
 PROMPT = 'main(["--dataset", "mnist", "--prompt", "a handwritten seven", "--n", "16"])\n'
 REPORT = """\
 from IPython.display import HTML, display
-
 display(HTML(open("results/mnist/compare/report.html", encoding="utf-8").read()))"""
 
 
@@ -45,21 +41,17 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-CONFIG = r"(?m)^class \w+\(common\.Config\)"  # by which one knows a model's script
-MODELS = [x.stem for x in sorted(ROOT.glob("*.py")) if re.search(CONFIG, read(x.name))]
-
-
-def written(names: list[str]) -> list:
-    """A folded cell for each file, which writes it."""
-    hidden = {"jupyter": {"source_hidden": True}, "cellView": "form"}
-    return [new_code_cell(f"%%writefile {name}\n{read(name)}", metadata=hidden) for name in names]
+MODELS = [x.stem for x in sorted(ROOT.glob("*.py")) if "(common.Config):" in read(x.name)]
 
 
 def head(title: str, doc: str, files: list[str]) -> list:
     """The first cells of every notebook."""
     intro = new_markdown_cell(f"# {title}\n\n```\n{doc}\n```\n\n{NEEDS}")
-    plumbing = ["common.py", *sorted(f"kit/{path.name}" for path in (ROOT / "kit").glob("*.*"))]
-    return [intro, new_code_cell(INSTALL), new_markdown_cell(FOLDED), *written(plumbing + files)]
+    kit = sorted(f"kit/{path.name}" for path in (ROOT / "kit").glob("*.*"))
+    cells, hidden = [], {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    for name in ["common.py", *kit, *files]:
+        cells.append(new_code_cell(f"%%writefile {name}\n{read(name)}", metadata=hidden))
+    return [intro, new_code_cell(INSTALL), new_markdown_cell(FOLDED), *cells]
 
 
 def of_model(name: str) -> list:

@@ -112,10 +112,11 @@ def save_text(path: Path, text: str) -> None:
 
 
 def save_table(path: Path, rows: list[dict]) -> None:
-    """Write a CSV file with a line for each row."""
+    """Write a CSV file with a line for each row, five digits of each float."""
     import pandas as pd
 
-    save_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    options = {"index": False, "float_format": "%.5g", "lineterminator": "\n"}
+    save_text(path, pd.DataFrame(rows).to_csv(**options))
 
 
 def read_table(path: Path, columns: tuple[str, ...], remedy: str, dtype=None):

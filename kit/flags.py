@@ -47,11 +47,14 @@ def number(kind, least=-math.inf, most=math.inf, multiple=1):
     return parse
 
 
-def several(parse_one, arrange):
-    """An argparse type for values with commas between; arrange(list) makes the result of them."""
+def several(parse_one, kind, count: int | None):
+    """An argparse type for values with commas between: so many of them, or each once."""
 
     def parse(text: str):
-        return arrange([parse_one(part.strip()) for part in text.split(",")])
+        values = [parse_one(part.strip()) for part in text.split(",")]
+        if count not in (None, len(values)):
+            raise ValueError
+        return kind(values if count else dict.fromkeys(values))
 
     parse.__name__ = f"list, with commas between, each a {parse_one.__name__}"
     return parse
@@ -65,22 +68,13 @@ def parser_of(hint, check: dict):
     """The argparse type for a field's annotation."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # str | None
         hint = typing.get_args(hint)[0]
-    inner = typing.get_args(hint)
-    if typing.get_origin(hint) is list:  # in the order given
-        return several(parser_of(inner[0], check), lambda values: list(dict.fromkeys(values)))
-    if typing.get_origin(hint) is tuple and Ellipsis in inner:  # a sorted set
-        return several(parser_of(inner[0], check), lambda values: tuple(sorted(set(values))))
-    if typing.get_origin(hint) is tuple:  # exactly so many
-        return several(parser_of(inner[0], check), lambda values: exactly(len(inner), values))
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (list, tuple):
+        count = len(inner) if kind is tuple and Ellipsis not in inner else None
+        return several(parser_of(inner[0], check), kind, count)
     if hint in (int, float):
         return number(hint, **check)
     return path if hint is Path else str
-
-
-def exactly(count: int, values: list) -> tuple:
-    if len(values) != count:
-        raise ValueError
-    return tuple(values)
 
 
 def plain(value):

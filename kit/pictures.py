@@ -189,7 +189,7 @@ def save_film(run: Run, draw) -> None:
 def save_samples_picture(run: Run) -> None:
     """samples.png: ten images of each class, at the middle one of the scales."""
     config, names = run.config, run.config.classes
-    scale = config.scales[len(config.scales) // 2]
+    scale = sorted(config.scales)[len(config.scales) // 2]
     pixels, labels, _ = load_samples(run.images / f"samples_w{scale}.npz")
     shown = shown_classes(len(names), len(pixels))
     title = with_scale(config.script, config.has_guidance, scale)

@@ -4,7 +4,7 @@ import math
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +18,8 @@ from kit.run import Run
 BATCH = 100  # images drawn at a time
 
 
-@dataclass
-class SampleFile:
-    """One of a run's sample files, on disk or still to draw."""
-
-    path: Path
-    templates: dict | None  # of its prompts; None for a script without text
-    scale: float
-    n: int
-
-    @property
-    def heldout(self) -> bool:
-        return self.templates is HELDOUT_TEMPLATES
+# templates: of the prompts; None for a script without text. n: how many images
+SampleFile = namedtuple("SampleFile", "path templates scale n")
 
 
 def heldout_scale(config) -> float:
@@ -85,12 +75,13 @@ def save_samples(run: Run, draw) -> None:
     """Write those sample files that are not there yet, and what they cost into performance.csv."""
     rows = earlier_performance(run)
     for file in sample_files(run):
-        if file.path.exists() and (file.heldout or file.scale in rows):
+        costs = file.templates is not HELDOUT_TEMPLATES  # then a row tells what they cost
+        if file.path.exists() and (file.scale in rows or not costs):
             continue
         prompts, labels = balanced_prompts(run.config, file.templates, file.n)
         title = f"samples at scale {file.scale:g}"
         pixels, speed = draw_all(run, draw, prompts, file.scale, title)
-        if not file.heldout:
+        if costs:
             rows[file.scale] = performance(run, file.scale, speed)
             save_table(run.metrics / "performance.csv", list(rows.values()))
         arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}

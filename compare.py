@@ -119,7 +119,7 @@ def load_run(folder: Path, dataset: str) -> dict:
 def same(run: dict, other: dict, besides: str = "seed") -> bool:
     """Whether two runs differ in nothing but this, and in what does not matter."""
     one, two = run["config"], other["config"]
-    names = {*one, *two} - FREE | {"seed"} - {besides}
+    names = ({*one, *two} - FREE | {"seed"}) - {besides}
     return all(one.get(name) == two.get(name) for name in names)
 
 

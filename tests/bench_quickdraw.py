@@ -1,9 +1,10 @@
-"""How many drawings an independent classifier recognises as what was asked for. No test: run it after a training run.
+"""How many drawings an independent classifier recognises. No test: run it after a training run.
 
 python a4_full.py --dataset quickdraw --classes cat,rainbow,train --per-class 1000
-python tests/bench_quickdraw.py results/quickdraw/a4_full [folder with cat.npy, rainbow.npy, train.npy]
+python tests/bench_quickdraw.py results/quickdraw/a4_full [folder with cat.npy and so on]
 
-The classifier, a small CNN, learns from the real drawings alone; its accuracy on real ones it never saw stands beside.
+The classifier, a small CNN, learns from the real drawings alone; its accuracy on real ones that it
+never saw stands beside.
 """
 
 import sys
@@ -15,9 +16,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import drawing  # noqa: E402
-import tiny_clip  # noqa: E402
-from loading.bitmaps import read_bitmaps  # noqa: E402
+from kit.images import to_images  # noqa: E402
+from kit.quickdraw import read_bitmaps  # noqa: E402
+from kit.run import read_config  # noqa: E402
+from kit.samples import load_samples  # noqa: E402
+from kit.tiny_clip import jitter  # noqa: E402
 
 STEPS = 600
 
@@ -42,9 +45,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Module
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     for _ in range(STEPS):
         i = torch.randint(len(images), (64,))
-        x = tiny_clip.jitter(
-            torch.where(torch.rand(64, 1, 1, 1) < 0.5, images[i], images[i].flip(3))
-        )
+        x = jitter(torch.where(torch.rand(64, 1, 1, 1) < 0.5, images[i], images[i].flip(3)))
         optimizer.zero_grad()
         F.cross_entropy(net(x), labels[i], label_smoothing=0.05).backward()
         optimizer.step()
@@ -59,9 +60,9 @@ def right(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 def main(argv: list[str]) -> None:
     run, bitmaps = Path(argv[0]), Path([*argv, "data/quickdraw"][1])
-    config = drawing.read_config(run)
+    config = read_config(run)
     names, n = config["classes"], config["per_class"]
-    real = [drawing.to_images(read_bitmaps(bitmaps / f"{name}.npy", n)) for name in names]
+    real = [to_images(torch.from_numpy(read_bitmaps(bitmaps / f"{name}.npy", n))) for name in names]
     images, labels = (
         torch.cat(real),
         torch.arange(len(real)).repeat_interleave(torch.tensor([*map(len, real)])),
@@ -71,9 +72,9 @@ def main(argv: list[str]) -> None:
     real_right = right(net, images[unseen], labels[unseen]).float().mean()
     print(f"real drawings the classifier never saw: {real_right:.1%} of {unseen.sum()} recognised")
     for path in sorted(run.glob("images/samples_*.npz")):
-        pixels, asked, _ = drawing.load_samples(path)
+        pixels, asked, _ = load_samples(path)
         asked = torch.from_numpy(asked)
-        got = right(net, drawing.to_images(pixels), asked).float()
+        got = right(net, to_images(torch.from_numpy(pixels)), asked).float()
         each = ", ".join(f"{name} {got[asked == y].mean():.1%}" for y, name in enumerate(names))
         print(f"{path.name}: {got.mean():.1%} of {len(got)} recognised ({each})")
 

@@ -1,4 +1,4 @@
-"""Shared by the tests: the command line in a subprocess, a local server, and a world without a network."""
+"""Shared by the tests: the command line in a subprocess, a local server, a dead network."""
 
 import argparse
 import functools
@@ -20,22 +20,20 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import common  # noqa: E402
+from kit.datasets import DIGITS  # noqa: E402
+
+CPU = torch.device("cpu")
 
 
-def data_args(dataset="mnist", classes=common.DIGITS, **others):
-    """What functions read of a script's arguments, for one data set."""
-    given = {
-        "emnist_split": None,
-        "per_class": None,
-        "data_dir": Path("data"),
-        "device": torch.device("cpu"),
-    }
-    return argparse.Namespace(dataset=dataset, classes=list(classes), **given | others)
+def data_args(dataset="mnist", classes=DIGITS, **others):
+    """What functions read of a script's choices, for one data set."""
+    choices = {"emnist_split": None, "per_class": None, "data_dir": Path("data")} | others
+    return argparse.Namespace(dataset=dataset, classes=list(classes), **choices)
 
 
 @pytest.fixture(scope="session")
 def offline_env(tmp_path_factory):
-    """An environment whose network is dead at once and whose home is empty, so that nobody's cache is used."""
+    """An environment whose network is dead at once and whose home is empty: no cache is used."""
     dead = "http://127.0.0.1:9"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead)
     return (
@@ -51,7 +49,7 @@ def cli(offline_env):
 
     def run(command, cwd, check=0, env=None):
         script, *flags = command if isinstance(command, list) else command.split()
-        line = [sys.executable, str(ROOT / script), *flags]
+        line = [sys.executable, script if script == "-m" else str(ROOT / script), *flags]
         done = subprocess.run(
             line,
             cwd=cwd,

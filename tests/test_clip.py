@@ -7,25 +7,25 @@ import time
 
 import pytest
 import torch
-from conftest import data_args
+from conftest import CPU, data_args
 
-import common
-import loading
-import tiny_clip
-from loading import openai_clip
+from kit import base, images, tiny_clip
+from kit import clip as openai_clip
+from kit.clip import import_clip
+from kit.encoders import load_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # tracing tells of its retirement, at length
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return tiny_clip.load_clip("tiny", data_args())
+    return load_clip("tiny", data_args(), CPU)
 
 
 @pytest.fixture(scope="module")
 def openai_files(tmp_path_factory):
-    """A small CLIP in both of OpenAI's formats: a JIT archive with its three extra buffers, and a state dict."""
-    clip, folder = tiny_clip.import_clip(), tmp_path_factory.mktemp("openai")
+    """A small CLIP in OpenAI's formats: a JIT archive with its extra buffers, and a state dict."""
+    clip, folder = import_clip(), tmp_path_factory.mktemp("openai")
     torch.manual_seed(0)
     model = clip.model.CLIP(32, 32, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
     for name, value in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
@@ -49,8 +49,7 @@ def openai_files(tmp_path_factory):
 def test_jit_archive_and_state_dict_are_the_same_model(openai_files):
     texts, images = ["a seven", "the number 3"], torch.rand(2, 1, 28, 28) * 2 - 1
     jit, state = (
-        tiny_clip.load_clip(str(openai_files / name), data_args())
-        for name in ("jit.pt", "state.pt")
+        load_clip(str(openai_files / name), data_args(), CPU) for name in ("jit.pt", "state.pt")
     )
     assert jit.dim == 32 and jit.encode_text(texts).dtype == torch.float32
     assert (jit.encode_text(texts) - state.encode_text(texts)).abs().max() < 1e-5
@@ -66,18 +65,16 @@ def clip_host(server, openai_files, monkeypatch, tmp_path):
     sha256 = hashlib.sha256(data).hexdigest()
     (server.root / sha256).mkdir()
     (server.root / sha256 / "ViT-B-32.pt").write_bytes(data)
-    clip = tiny_clip.import_clip().clip
+    clip = import_clip().clip
     monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"{server.url}{sha256}/ViT-B-32.pt")
-    monkeypatch.setattr(
-        openai_clip.Path, "home", lambda: tmp_path / "home"
-    )  # never the user's own cache
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # never the user's own cache
     server.file = server.root / sha256 / "ViT-B-32.pt"
     return server
 
 
 def test_auto_downloads_openais_model_and_then_finds_it_in_the_cache(clip_host):
     for _ in range(2):
-        loaded = tiny_clip.load_clip("auto", data_args())
+        loaded = load_clip("auto", data_args(), CPU)
         assert (loaded.name, loaded.dim) == ("ViT-B/32", 32)
     assert len(clip_host.requests) == 1
 
@@ -86,7 +83,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(clip_host, tmp_path):
     cached = tmp_path / "home" / ".cache" / "clip" / "ViT-B-32.pt"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"half a download")
-    assert tiny_clip.load_clip("ViT-B/32", data_args()).dim == 32
+    assert load_clip("ViT-B/32", data_args(), CPU).dim == 32
     assert cached.read_bytes() == clip_host.file.read_bytes()
 
 
@@ -98,24 +95,24 @@ def test_a_bad_download_falls_back_only_for_auto(clip_host, capfd, fault):
         clip_host.file.write_text("<html>sign in</html>")
     else:
         clip_host.file.unlink()
-    assert tiny_clip.load_clip("auto", data_args()).name == "tiny"
+    assert load_clip("auto", data_args(), CPU).name == "tiny"
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
-    with pytest.raises(common.UserError, match="ViT-B/32"):
-        tiny_clip.load_clip("ViT-B/32", data_args())
+    with pytest.raises(base.UserError, match="ViT-B/32"):
+        load_clip("ViT-B/32", data_args(), CPU)
 
 
 def test_a_dead_network_is_noticed_within_15_seconds(offline, capfd):
     start = time.time()
-    assert tiny_clip.load_clip("auto", data_args()).name == "tiny"
+    assert load_clip("auto", data_args(), CPU).name == "tiny"
     assert time.time() - start < 15
     assert "tiny CLIP" in capfd.readouterr().err
 
 
 def test_a_damaged_checkpoint_and_an_unknown_name(tmp_path):
-    (tmp_path / "cut.pt").write_bytes((common.ROOT / "assets/tiny_clip.pt").read_bytes()[:100_000])
-    for name in (str(tmp_path / "cut.pt"), "ViT-Z/9", str(common.ROOT / "README.md")):
-        with pytest.raises(common.UserError):
-            tiny_clip.load_clip(name, data_args())
+    (tmp_path / "cut.pt").write_bytes((base.ROOT / "assets/tiny_clip.pt").read_bytes()[:100_000])
+    for name in (str(tmp_path / "cut.pt"), "ViT-Z/9", str(base.ROOT / "README.md")):
+        with pytest.raises(base.UserError):
+            load_clip(name, data_args(), CPU)
 
 
 def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
@@ -123,9 +120,9 @@ def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
         "None",
         "sys",
     ):  # None makes `import pkg_resources` fail; sys is any module to find again
-        code = f"import sys; sys.modules['pkg_resources'] = {before}; import tiny_clip; clip = tiny_clip.import_clip(); "
+        code = f"import sys; sys.modules['pkg_resources'] = {before}; from kit.clip import import_clip; clip = import_clip(); "
         code += f"assert sys.modules.get('pkg_resources') is {before} and clip.tokenize(['7']).shape == (1, 77)"
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=common.ROOT)
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=base.ROOT)
 
 
 def test_a_missing_clip_is_one_line_that_says_what_to_install(monkeypatch):
@@ -138,21 +135,21 @@ def test_a_missing_clip_is_one_line_that_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "clip"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
-    with pytest.raises(common.UserError, match="pip install clip-anytorch"):
+    with pytest.raises(base.UserError, match="pip install clip-anytorch"):
         openai_clip.import_clip()
 
 
 def test_a_prompt_over_77_tokens_is_refused(tiny):
     assert tiny.encode_text(["seven " * 75]).shape == (1, tiny.dim)
-    with pytest.raises(common.UserError, match="77"):
+    with pytest.raises(base.UserError, match="77"):
         tiny.encode_text(["seven " * 76])
 
 
 def test_the_embedded_clip_reads_digits_it_never_saw(tiny):
-    pixels, labels = loading.embedded_mnist("test")
-    result = tiny_clip.measure(tiny, data_args(), pixels[:, None].float() / 127.5 - 1, labels)
+    pixels, labels = images.embedded_mnist("test")
+    result = tiny_clip.measure(tiny, data_args(), images.to_images(pixels), labels)
     assert result["zero-shot"] >= 0.985 and result["held-out phrasings"] >= 0.98, result
-    assert (common.ROOT / "assets" / "tiny_clip.pt").stat().st_size < 8e6
+    assert (base.ROOT / "assets" / "tiny_clip.pt").stat().st_size < 8e6
 
 
 def test_seven_by_any_name_is_a_seven(tiny):
@@ -173,7 +170,7 @@ def test_seven_by_any_name_is_a_seven(tiny):
 
 
 def test_tiny_clip_trains_and_writes_what_it_can_read(cli, tmp_path):
-    done = cli("tiny_clip.py --train-steps 3 --out new.pt", tmp_path)
+    done = cli("-m kit.tiny_clip --train-steps 3 --out new.pt", tmp_path)
     assert "zero-shot" in done.stdout
     state = torch.load(tmp_path / "new.pt", weights_only=True)
     assert state["token_embedding.weight"].dtype == torch.float16

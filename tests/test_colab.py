@@ -1,4 +1,4 @@
-"""The notebooks: fresh, whole, and one of them run from top to bottom in an empty folder, with local hosts."""
+"""The notebooks: fresh, whole, and some run from top to bottom in an empty folder, with local hosts."""
 
 import ast
 import gzip
@@ -11,10 +11,9 @@ import sys
 import pytest
 from conftest import idx
 
-import common
-import loading
+from kit import base, images
 
-sys.path.insert(0, str(common.ROOT / "colab"))
+sys.path.insert(0, str(base.ROOT / "colab"))
 
 import build  # noqa: E402
 
@@ -22,60 +21,49 @@ NOTEBOOKS = build.build()
 
 
 def cells(name, kind="code"):
-    book = json.loads((common.ROOT / "colab" / f"{name}.ipynb").read_text())
+    book = json.loads((base.ROOT / "colab" / f"{name}.ipynb").read_text(encoding="utf-8"))
     return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_fresh(path):
-    assert path.read_text() == NOTEBOOKS[path], "python colab/build.py"
+    assert path.read_text(encoding="utf-8") == NOTEBOOKS[path], "python colab/build.py"
 
 
 def test_there_is_one_for_each_model_and_for_the_comparison():
-    assert {path.stem for path in NOTEBOOKS} == {*build.MODELS, "compare"}
-    assert {path.stem for path in (common.ROOT / "colab").glob("*.ipynb")} == {
-        path.stem for path in NOTEBOOKS
-    }
+    names = {path.stem for path in base.ROOT.glob("a?_*.py")} | {"cgan", "compare"}
+    assert {path.stem for path in NOTEBOOKS} == names == {*build.MODELS, "compare"}
+    assert {path.stem for path in (base.ROOT / "colab").glob("*.ipynb")} == names
 
 
 @pytest.mark.parametrize("name", build.MODELS)
 def test_a_notebook_holds_all_of_its_script_under_its_headings(name):
-    source = (common.ROOT / f"{name}.py").read_text()
-    code, heads = "\n".join(cells(name)), [text.lstrip("# ") for text in cells(name, "markdown")]
-    for heading in ("Network", "Conditioning", "Loss", "Sampler", "Training", "Main"):
-        assert any(head.startswith(heading) for head in heads), heading
+    source = (base.ROOT / f"{name}.py").read_text(encoding="utf-8")
+    code = "\n".join(cells(name))
+    heads = [text.lstrip("# ") for text in cells(name, "markdown")]
+    headings = "Imports Choices Network Conditioning Loss Sampler Training Main".split()
+    assert [head for head in heads if head in headings] == headings
     for node in ast.parse(source).body[1:-1]:
         assert ast.get_source_segment(source, node) in code
-    assert ("clip-anytorch" in code) == (name not in ("a0_uncond", "a1_cond"))
-
-
-OWNERS = {name: set(build.Module(name).owners) for name in build.SOURCES}
 
 
 @pytest.mark.parametrize("name", [*build.MODELS, "compare"])
-def test_modules_in_a_notebook_lack_nothing_that_they_use(name):
-    """What a module or the script uses of itself or of another one is there, and the pruned parts are not."""
-    sources = dict(text[9:].split("\n", 1) for text in cells(name) if text.startswith("%%module "))
-    trees = {module: ast.parse(source) for module, source in sources.items()}
-    made = {
-        module: {x for node in tree.body for x in build.made(node)}
-        for module, tree in trees.items()
-    }
-    for module, tree in trees.items():
-        assert ast.get_docstring(tree)
-        for node in (
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module in OWNERS
-        ):
-            assert {alias.name for alias in node.names} <= made.get(node.module, set()), (
-                f"{module}: {ast.unparse(node)}"
-            )
-        for other, used in build.uses(tree):
-            owner = other or module
-            assert used not in OWNERS[owner] or used in made[owner], f"{module} uses {owner}.{used}"
-    if name == "a0_uncond":
-        assert "tiny_clip" not in made and "fetch" not in made["loading"]
+def test_its_plumbing_is_whole_files_written_by_standard_means_and_folded(name):
+    book = json.loads((base.ROOT / "colab" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    written = {}
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("%%writefile "):
+            first, text = source.split("\n", 1)
+            written[first.split()[1]] = text
+            assert cell["metadata"]["jupyter"] == {"source_hidden": True}
+        else:
+            assert not re.search(r"(?m)^%%|meta_path|get_ipython|importlib", source), source
+    plumbing = {"common.py", *(f"kit/{path.name}" for path in (base.ROOT / "kit").glob("*.*"))}
+    scripts = {f"{x}.py" for x in (*build.MODELS, "evaluate", "compare")}
+    assert set(written) == plumbing | (scripts if name == "compare" else set())
+    for file, text in written.items():
+        assert text == (base.ROOT / file).read_text(encoding="utf-8"), file
 
 
 @pytest.fixture
@@ -83,137 +71,128 @@ def hosts(server, tmp_path):
     """MNIST's host; -> lines that make a kernel use it, and no other network."""
     resources = []
     for part, split in (("train", "train"), ("t10k", "test")):
-        for kind, array in zip(("images-idx3", "labels-idx1"), loading.embedded_mnist(split)):
+        for kind, array in zip(("images-idx3", "labels-idx1"), images.embedded_mnist(split)):
             packed = gzip.compress(idx(array.numpy()), 1)
             (server.root / f"{part}-{kind}-ubyte.gz").write_bytes(packed)
             resources.append((f"{part}-{kind}-ubyte.gz", hashlib.md5(packed).hexdigest()))
-    home = str(tmp_path / "home")
+    env = {"HOME": str(tmp_path / "home"), "https_proxy": "http://127.0.0.1:9", "http_proxy": ""}
     return f"""
 import os
-os.environ.update(HOME={home!r}, https_proxy="http://127.0.0.1:9", http_proxy="", no_proxy="127.0.0.1")
+os.environ.update({env | {"no_proxy": "127.0.0.1"}!r})
 from torchvision.datasets import MNIST
 MNIST.mirrors, MNIST.resources = [{server.url!r}], {resources!r}
 """
 
 
-def execute(path, folder, first, change):
-    """Run a notebook in a folder: its code cells through change(), after a first cell. -> (error, its outputs)."""
+def execute(book, folder, first, change):
+    """Run a notebook in a folder: its code cells through change(), after a first cell.
+
+    -> (error, its outputs)
+    """
     import nbclient
     import nbformat
 
-    book = nbformat.read(path, 4)
+    if not hasattr(book, "cells"):
+        book = nbformat.read(base.ROOT / "colab" / f"{book}.ipynb", 4)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.source = change(cell.source)
     book.cells.insert(0, nbformat.v4.new_code_cell(first))
-    client, error = (
-        nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}),
-        None,
-    )
+    resources = {"metadata": {"path": str(folder)}}
+    client, error = nbclient.NotebookClient(book, timeout=300, resources=resources), None
     try:
         client.execute()
     except nbclient.exceptions.CellExecutionError as caught:
         error = caught
-    return error, [
-        output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs
-    ]
+    return error, [output for x in book.cells if x.cell_type == "code" for output in x.outputs]
 
 
-TINY = '"--train-steps", "4", "--batch-size", "8", "--samples", "20", "--sample-steps", "2"'
+TINY = '"--train-steps", "4", "--batch-size", "8", "--samples", "20"'
+STEPS = ', "--sample-steps", "2"'
 
 
-def small(source):
-    if "%pip" in source:
-        return ""
-    return source.replace(
-        'main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {TINY}])'
-    ).replace("= 1300", "= 2")
+def small(source, flags=TINY + STEPS):
+    """As a user would run it, but without the installation and with few steps."""
+    source = re.sub(r"(?m)^%pip .*$", "", source).replace("STEPS, IMAGES", "STEPS, IMAGES")
+    source = source.replace("= 1300, 64,", "= 2, 64,")
+    return source.replace('main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {flags}])')
 
 
-def test_a_notebook_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    error, outputs = execute(common.ROOT / "colab" / "a4_full.ipynb", folder, hosts, small)
+@pytest.fixture
+def empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def said(outputs):
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_a_notebook_runs_from_top_to_bottom_and_an_edited_cell_is_used(hosts, empty):
+    error, outputs = execute("a4_full", empty, hosts, small)
     assert error is None, error
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 1 and len(pictures[0]["data"]["image/png"]) > 3000
-    said = "".join(output.get("text", "") for output in outputs)
-    assert "training a tiny one for mnist, once" in said and "error" not in said
-    config = json.loads((folder / "results/mnist/a4_full/config.json").read_text())
+    assert "training a tiny one for mnist, once" in said(outputs) and "error" not in said(outputs)
+    config = json.loads((empty / "results/mnist/a4_full/config.json").read_text())
     assert config["data_source"] == "torchvision" and config["image_count"] == 4500
-    assert {path.name for path in folder.iterdir()} == {"results", "data"}, (
-        "modules leave no files behind"
-    )
+    assert config["description"].startswith("A4, the full model")
+    written = {"common.py", "kit"}
+    assert {path.name for path in empty.iterdir()} == {"results", "data", *written}
+
+    def edited(source):  # a plumbing cell, changed and run again; and all after a restart
+        return small(source).replace("is complete; --fresh", "is complete, says my edit; --fresh")
+
+    error, outputs = execute("a4_full", empty, hosts, edited)
+    assert error is None and "says my edit" in said(outputs)
 
 
-def test_the_comparison_runs_from_top_to_bottom_in_an_empty_folder(hosts, tmp_path):
+def test_the_comparison_runs_from_top_to_bottom_in_an_empty_folder(hosts, empty):
     def smaller(source):
-        if "import_module" not in source:
-            return "" if "%pip" in source else source.replace("= 1300", "= 2")
-        return source.replace(
-            '"mnist"]', '"mnist", "--train-steps", "4", "--batch-size", "8", "--samples", "20"]'
-        )
+        name = re.match(r"import (\w+)", source)
+        flags = TINY if name and name[1] == "cgan" else TINY + STEPS
+        return source if name and name[1] == "compare" else small(source, flags)
 
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    error, outputs = execute(common.ROOT / "colab" / "compare.ipynb", folder, hosts, smaller)
+    error, outputs = execute("compare", empty, hosts, smaller)
     assert error is None, error
-    pages = [
-        output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})
-    ]
-    assert (
-        len(pages) == 1
-        and all(name in pages[0] for name in build.MODELS)
-        and "Missing here" not in pages[0]
-    )
+    pages = [x["data"]["text/html"] for x in outputs if "text/html" in x.get("data", {})]
+    assert len(pages) == 1 and all(name in pages[0] for name in build.MODELS)
+    assert "Missing here" not in pages[0]
 
 
-def test_a_notebook_without_a_network_says_in_one_line_what_is_missing(hosts, tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    error, outputs = execute(
-        common.ROOT / "colab" / "a1_cond.ipynb",
-        folder,
-        re.sub(r"127.0.0.1:\d+/", "127.0.0.1:9/", hosts),
-        small,
-    )
-    said = [line for output in outputs for line in output.get("text", "").splitlines() if line]
-    assert error is not None and not [
-        output for output in outputs if output["output_type"] == "error"
-    ]
-    assert len(said) == 1 and said[0].startswith("error: MNIST:") and "data/MNIST/raw" in said[0], (
-        said
-    )
+def test_a_notebook_without_a_network_says_in_one_line_what_is_missing(hosts, empty):
+    dead = re.sub(r"127.0.0.1:\d+/", "127.0.0.1:9/", hosts)
+    error, outputs = execute("a1_cond", empty, dead, small)
+    assert error is not None
+    shown = [output["traceback"] for output in outputs if output["output_type"] == "error"]
+    assert len(shown) == 1 and len(shown[0]) == 1 and shown[0][0].startswith("error: MNIST:")
+    assert "data/MNIST/raw" in shown[0][0]
 
 
 def test_a_script_pasted_into_a_cell_runs_whatever_the_kernels_argv(hosts, tmp_path):
     import nbformat
 
-    for name in ("common.py", "drawing", "loading"):
-        (tmp_path / name).symlink_to(common.ROOT / name)
+    for name in ("common.py", "kit"):
+        (tmp_path / name).symlink_to(base.ROOT / name)
     first = f"""{hosts}
 import common
-parse = common.parse_args
-def small(script, doc, argv):
-    parse(script, doc, argv)  # with the kernel's own arguments
-    return parse(script, doc, [{TINY}])
-common.parse_args = small
+parse = common.Config.parse.__func__
+def small(cls, argv=None):
+    parse(cls, argv)  # with the kernel's own arguments
+    return parse(cls, [{TINY + STEPS}])
+common.Config.parse = classmethod(small)
 """
-    book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell((common.ROOT / "a1_cond.py").read_text())]
-    )
-    nbformat.write(book, tmp_path / "pasted.ipynb")
-    error, _ = execute(tmp_path / "pasted.ipynb", tmp_path, first, str)
-    assert error is None and (tmp_path / "results/mnist/a1_cond/images/prompts.png").exists()
+    source = (base.ROOT / "a1_cond.py").read_text(encoding="utf-8")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    error, _ = execute(book, tmp_path, first, str)
+    assert error is None, error
+    assert (tmp_path / "results/mnist/notebook/images/prompts.png").exists()
 
 
-def test_a_script_alone_says_in_one_line_what_belongs_beside_it(tmp_path):
-    (tmp_path / "a4_full.py").write_text((common.ROOT / "a4_full.py").read_text())
-    done = subprocess.run(
-        [sys.executable, "a4_full.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (
-        done.returncode
-        and len(done.stderr.splitlines()) == 1
-        and re.search(r"common.py.*colab/", done.stderr)
-    )
+def test_a_script_alone_says_what_belongs_beside_it(tmp_path):
+    """By the line that the traceback shows."""
+    source = (base.ROOT / "a4_full.py").read_text(encoding="utf-8")
+    (tmp_path / "a4_full.py").write_text(source, encoding="utf-8")
+    line = [sys.executable, "a4_full.py"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "import common  # this file of the repository" in done.stderr

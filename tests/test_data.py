@@ -12,8 +12,7 @@ from conftest import data_args, idx
 from torchvision.datasets import MNIST
 
 import common
-import drawing
-import loading
+from kit import datasets, images, samples
 
 
 @pytest.fixture
@@ -31,23 +30,22 @@ def mnist_host(server, monkeypatch):
     return server
 
 
+def load(folder, split="train"):
+    return common.load_dataset(data_args(data_dir=folder / "data"), split)
+
+
 def check_served(server, loaded, part="train"):
-    images, labels, classes, source = loaded
+    got, labels, source = loaded
     pixels, digits = server.arrays[part]
-    assert source == "torchvision" and classes == common.DIGITS
-    assert (
-        images.dtype == torch.float32
-        and images.shape == (len(pixels), 1, 28, 28)
-        and labels.dtype == torch.int64
-    )
-    assert np.abs((images[:, 0].numpy() + 1) * 127.5 - pixels).max() < 1e-3
+    assert source == "torchvision" and labels.dtype == torch.int64
+    assert got.dtype == torch.uint8 and (got.numpy() == pixels).all()
     assert labels.tolist() == digits.tolist()
 
 
 def test_download_then_disk(mnist_host, tmp_path):
-    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+    check_served(mnist_host, load(tmp_path))
     asked = len(mnist_host.requests)
-    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data", "test"), "t10k")
+    check_served(mnist_host, load(tmp_path, "test"), "t10k")
     assert len(mnist_host.requests) == asked, "the second load must come from disk"
 
 
@@ -57,24 +55,24 @@ def test_four_packed_files_put_there_by_hand_need_no_network(mnist_host, tmp_pat
     for path in mnist_host.root.glob("*.gz"):
         (raw / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+    check_served(mnist_host, load(tmp_path))
 
 
 @pytest.mark.parametrize("cut", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
 def test_a_truncated_file_on_disk_is_named_and_fetched_again(mnist_host, tmp_path, capfd, cut):
-    common.load_dataset("mnist", tmp_path / "data")
+    load(tmp_path)
     for path in (tmp_path / "data").rglob(f"{cut}*"):
         path.write_bytes(path.read_bytes()[:30])
-    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+    check_served(mnist_host, load(tmp_path))
     assert "damaged" in capfd.readouterr().err
     assert list((tmp_path / "data").rglob("*.damaged")), "what was there is kept aside"
 
 
 def test_labels_cut_to_a_whole_but_shorter_file_are_noticed(mnist_host, tmp_path):
-    common.load_dataset("mnist", tmp_path / "data")
+    load(tmp_path)
     labels = mnist_host.arrays["train"][1][:10]
     (tmp_path / "data/MNIST/raw/train-labels-idx1-ubyte").write_bytes(idx(labels))
-    check_served(mnist_host, common.load_dataset("mnist", tmp_path / "data"))
+    check_served(mnist_host, load(tmp_path))
 
 
 @pytest.mark.parametrize("fault", ["half", "html"])
@@ -83,19 +81,19 @@ def test_a_bad_download_is_never_trained_on(mnist_host, tmp_path, capfd, fault):
         mnist_host.truncate = "train-images-idx3-ubyte.gz"
     else:  # what a captive portal or a moved archive answers
         (mnist_host.root / "train-images-idx3-ubyte.gz").write_text("<html>moved</html>")
-    images, _, _, source = common.load_dataset("mnist", tmp_path / "data")
-    assert source == "embedded" and len(images) == 4500
+    pixels, _, source = load(tmp_path)
+    assert source == "embedded" and len(pixels) == 4500
     err = capfd.readouterr().err
     assert "train-images-idx3-ubyte.gz" in err or "corrupted" in err, err
 
 
 def test_no_network_means_the_embedded_digits_within_15_seconds(offline, tmp_path, capfd):
     start = time.time()
-    images, labels, _, source = common.load_dataset("mnist", tmp_path / "data")
+    pixels, labels, source = load(tmp_path)
     assert time.time() - start < 15 and source == "embedded"
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
     assert torch.bincount(labels).tolist() == [450] * 10
-    assert images.min() == -1 and images.max() == 1
+    assert pixels.dtype == torch.uint8 and (pixels.min(), pixels.max()) == (0, 255)
 
 
 def test_hosts_that_accept_and_never_answer_are_given_up_within_15_seconds(tmp_path, monkeypatch):
@@ -103,20 +101,20 @@ def test_hosts_that_accept_and_never_answer_are_given_up_within_15_seconds(tmp_p
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(MNIST, "mirrors", [url, url])
         start = time.time()
-        assert common.load_dataset("mnist", tmp_path / "data")[3] == "embedded"
+        assert load(tmp_path)[2] == "embedded"
         assert time.time() - start < 15
 
 
 def test_embedded_splits_share_no_image():
-    train, _ = loading.embedded_mnist("train")
-    test, labels = loading.embedded_mnist("test")
+    train, _ = images.embedded_mnist("train")
+    test, labels = images.embedded_mnist("test")
     assert torch.bincount(labels).tolist() == [50] * 10
     assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in test}
 
 
 def test_template_lists():
-    for dataset in common.TRAIN_STEPS:
-        trained, heldout = common.TRAIN_TEMPLATES[dataset], common.HELDOUT_TEMPLATES[dataset]
+    for dataset in datasets.DATASETS:
+        trained, heldout = datasets.TRAIN_TEMPLATES[dataset], datasets.HELDOUT_TEMPLATES[dataset]
         assert (
             len(set(trained)) >= 12 and len(set(heldout)) >= 10 and not set(trained) & set(heldout)
         )
@@ -124,7 +122,7 @@ def test_template_lists():
 
 
 def test_balanced_prompts():
-    prompts, labels = drawing.balanced_prompts(data_args(), {"mnist": ["draw {}", "{}!"]}, 45)
+    prompts, labels = samples.balanced_prompts(data_args(), {"mnist": ["draw {}", "{}!"]}, 45)
     assert torch.bincount(labels).tolist() == [5] * 5 + [4] * 5
     assert prompts[:2] + [prompts[7], prompts[17], prompts[27], prompts[37]] == [
         "draw zero", "draw one", "draw seven", "draw 7", "seven!", "7!",

@@ -21,7 +21,7 @@ import common
 def random_model(script=a4_full, seed=0):
     """A network none of whose layers is still zero, so that every input can reach the output."""
     torch.manual_seed(seed)
-    model = script.UNet(text_dim=8)
+    model = script.UNet(script.Config(), 8)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -39,11 +39,13 @@ class FakeRun:
 
     def __init__(self, steps, batch_size=64):
         self.n, self.losses = steps, []
-        self.args = data_args(lr=1e-3, batch_size=batch_size, train_steps=steps)
+        choices = {"lr": 1e-3, "batch_size": batch_size, "train_steps": steps, "p_uncond": 0.1}
+        choices |= {"ema_decay": 0.999, "z": 64, "gamma": 3.0}
+        self.config, self.device = data_args(**choices), torch.device("cpu")
         self.encoder = argparse.Namespace(dim=8, encode_text=lambda texts: unit(len(texts)))
 
     def load_data(self):
-        return torch.rand(100, 1, 28, 28) * 2 - 1, torch.arange(100) % 2
+        return torch.randint(256, (100, 28, 28), dtype=torch.uint8), torch.arange(100) % 2
 
     def steps(self, **modules):
         self.modules = modules
@@ -201,7 +203,8 @@ def test_the_output_depends_on_t_and_on_the_text(script):
 
 def test_the_unconditional_network_depends_on_t():
     torch.manual_seed(0)
-    model, x_t, t = a0_uncond.UNet(), torch.randn(2, 1, 28, 28), torch.tensor([500, 500])
+    model = a0_uncond.UNet(a0_uncond.Config())
+    x_t, t = torch.randn(2, 1, 28, 28), torch.tensor([500, 500])
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -212,7 +215,7 @@ def test_the_unconditional_network_depends_on_t():
 def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatch):
     """Through the real training loop, looked at where the loss sees the texts."""
     seen, run = [], FakeRun(steps=40)
-    model = script.UNet(text_dim=8)
+    model = script.UNet(script.Config(), 8)
 
     def loss(model_of_text, x_0, alphas_bar):
         text = model_of_text.keywords["text"]
@@ -221,7 +224,7 @@ def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatc
 
     monkeypatch.setattr(script, "diffusion_loss", loss)
     torch.manual_seed(0)
-    script.train(run, model, script.UNet(text_dim=8))
+    script.train(run, model, script.UNet(script.Config(), 8))
     dropped = torch.cat(seen)
     assert len(dropped) == 40 * 64 and 0.08 < dropped.float().mean() < 0.12
     assert model.null.grad.abs().sum() > 0, "the null vector learns"
@@ -230,7 +233,8 @@ def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatc
 @pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full])
 def test_training_moves_every_weight_and_the_mean_follows_but_lags(script):
     torch.manual_seed(0)
-    run, model = FakeRun(steps=6, batch_size=8), script.UNet(*[8][: script is not a0_uncond])
+    run, config = FakeRun(steps=6, batch_size=8), script.Config()
+    model = script.UNet(config) if script is a0_uncond else script.UNet(config, 8)
     ema, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     script.train(run, model, ema)
     assert set(run.modules) == {"model", "ema", "optimizer"} and len(run.losses) == 6

@@ -7,13 +7,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import data_args, idx
+from conftest import CPU, data_args, idx
 from matplotlib import font_manager, ft2font
 from torchvision.datasets import EMNIST
 
 import common
-import loading
-import tiny_clip
+from kit import base, datasets, images, tiny_clip
+from kit.clip import import_clip
+from kit.encoders import load_clip
 
 UPPER, LOWER = range(65, 91), range(97, 123)
 OFFICIAL = {  # split -> ASCII code of each label, from the emnist-<split>-mapping.txt in the official archive
@@ -93,16 +94,18 @@ def emnist_host(server, monkeypatch):
     return server
 
 
+def load(folder, emnist_split, split="train"):
+    return common.load_dataset(
+        data_args("emnist", data_dir=folder, emnist_split=emnist_split), split
+    )
+
+
 @pytest.mark.parametrize("split", OFFICIAL)
 def test_names_are_those_of_the_official_mapping(split):
     names = [chr(code) for code in OFFICIAL[split]]
-    assert list(common.EMNIST_SPLITS[split]) == names
-    words = common.class_words("emnist", names)
-    spoken = [
-        tuple(tiny_clip.import_clip().clip._tokenizer.encode(word))
-        for pair in words
-        for word in pair
-    ]
+    assert list(datasets.EMNIST_SPLITS[split]) == names
+    words = datasets.class_words("emnist", names)
+    spoken = [tuple(import_clip().clip._tokenizer.encode(word)) for pair in words for word in pair]
     assert len(set(spoken)) == 2 * len(names), (
         "CLIP reads no capitals, so the words must tell b and B apart"
     )
@@ -117,17 +120,14 @@ def test_names_are_those_of_the_official_mapping(split):
 
 
 def test_download_is_announced_and_every_split_is_upright_from_0(emnist_host, tmp_path, capfd):
-    common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    load(tmp_path, "letters")
     asked = len(emnist_host.requests)
-    for split, codes in OFFICIAL.items():
+    for split in OFFICIAL:
         for part in ("train", "test"):
-            images, labels, names, source = common.load_dataset(
-                "emnist", tmp_path, part, emnist_split=split
-            )
+            got, labels, source = load(tmp_path, split, part)
             pixels, y = emnist_host.parts[f"{split}-{part}"]
-            assert source == "torchvision" and names == [chr(code) for code in codes]
-            assert labels.tolist() == y.tolist() and images.shape == (len(pixels), 1, 28, 28)
-            assert np.abs((images[:, 0].numpy() + 1) * 127.5 - pixels).max() < 1e-3
+            assert source == "torchvision" and labels.tolist() == y.tolist()
+            assert got.dtype == torch.uint8 and (got.numpy() == pixels).all()
     assert len(emnist_host.requests) == asked and capfd.readouterr().err.count("540 MB") == 1
 
 
@@ -135,16 +135,16 @@ def test_an_archive_put_there_by_hand_needs_no_network(emnist_host, tmp_path, mo
     (tmp_path / "EMNIST" / "raw").mkdir(parents=True)
     (emnist_host.root / "gzip.zip").rename(tmp_path / "EMNIST" / "raw" / "gzip.zip")
     monkeypatch.setattr(EMNIST, "url", "http://127.0.0.1:9/gzip.zip")
-    assert len(common.load_dataset("emnist", tmp_path, emnist_split="letters")[0]) == 52
+    assert len(load(tmp_path, "letters")[0]) == 52
     assert "540 MB" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("cut", ["images-idx3", "labels-idx1"])
 def test_a_truncated_file_is_set_aside_and_unpacked_again(emnist_host, tmp_path, capfd, cut):
-    common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    load(tmp_path, "letters")
     path = tmp_path / "EMNIST" / "raw" / f"emnist-letters-train-{cut}-ubyte"
     path.write_bytes(path.read_bytes()[:20])
-    assert len(common.load_dataset("emnist", tmp_path, emnist_split="letters")[0]) == 52
+    assert len(load(tmp_path, "letters")[0]) == 52
     assert "damaged" in capfd.readouterr().err and list(path.parent.glob("*.damaged"))
 
 
@@ -160,8 +160,8 @@ def test_without_the_archive_one_line_names_it_and_its_place(
         (emnist_host.root / "gzip.zip").unlink()
     else:
         monkeypatch.setattr(EMNIST, "url", "http://127.0.0.1:9/gzip.zip")
-    with pytest.raises(common.UserError) as caught:
-        common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    with pytest.raises(base.UserError) as caught:
+        load(tmp_path, "letters")
     message = str(caught.value)
     assert (
         f"fetch {EMNIST.url}" in message
@@ -171,23 +171,23 @@ def test_without_the_archive_one_line_names_it_and_its_place(
 
 
 def test_labels_of_another_split_are_refused(emnist_host, tmp_path):
-    common.load_dataset("emnist", tmp_path, emnist_split="byclass")
+    load(tmp_path, "byclass")
     raw = tmp_path / "EMNIST" / "raw"
     for kind in ("images-idx3", "labels-idx1"):
         (raw / f"emnist-byclass-train-{kind}-ubyte").replace(
             raw / f"emnist-letters-train-{kind}-ubyte"
         )
-    with pytest.raises(common.UserError, match="out of range"):
-        common.load_dataset("emnist", tmp_path, emnist_split="letters")
+    with pytest.raises(base.UserError, match="out of range"):
+        load(tmp_path, "letters")
 
 
 def test_captions_about_other_letters_have_articles_in_them():
     """A sentence about B may hold "a" and "I", which are letters too; about A, only before the A that is meant."""
     torch.manual_seed(0)
-    encode = tiny_clip.import_clip().clip._tokenizer.encode
+    encode = import_clip().clip._tokenizer.encode
     words = [
         [encode(word) for word in pair]
-        for pair in common.class_words("emnist", common.EMNIST_SPLITS["letters"])
+        for pair in datasets.class_words("emnist", datasets.EMNIST_SPLITS["letters"])
     ]
     known, (a, i) = (
         {token for pair in words for word in pair for token in word},
@@ -203,12 +203,14 @@ def test_captions_about_other_letters_have_articles_in_them():
 
 def test_digits_are_read_from_emnist_as_the_digits_they_are(emnist_host, tmp_path):
     """MNIST's digits, packed as EMNIST's, come out as they went in: the embedded CLIP still reads them."""
-    pixels, y = (x.numpy() for x in loading.embedded_mnist("test"))
+    pixels, y = (x.numpy() for x in images.embedded_mnist("test"))
     md5 = write_archive(
         emnist_host.root / "gzip.zip", {"digits-train": (pixels, y), "digits-test": (pixels, y)}
     )
     EMNIST.md5 = md5  # the fixture puts the true one back
-    images, labels, names, _ = common.load_dataset("emnist", tmp_path, emnist_split="digits")
-    tiny = tiny_clip.load_clip("tiny", data_args())
-    seen = (tiny.encode_image(images) @ tiny_clip.class_vectors(tiny, data_args()).T).argmax(1)
-    assert names == [*"0123456789"] and (seen == labels).float().mean() > 0.98
+    got, labels, _ = load(tmp_path, "digits")
+    tiny = load_clip("tiny", data_args(), CPU)
+    seen = (
+        tiny.encode_image(images.to_images(got)) @ tiny_clip.class_vectors(tiny, data_args()).T
+    ).argmax(1)
+    assert (seen == labels).float().mean() > 0.98

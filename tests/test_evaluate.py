@@ -9,20 +9,18 @@ import shutil
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import data_args
+from conftest import CPU, data_args
 from matplotlib.image import imread
 
 import common
 import compare
-import drawing
 import evaluate
-import loading
-import tiny_clip
-
-CPU = torch.device("cpu")
+from kit import base, datasets, images, metrics, samples
+from kit.encoders import load_clip
 
 
 def gaussian(mean, deviation, n=500):
@@ -34,8 +32,8 @@ def gaussian(mean, deviation, n=500):
 
 def test_fid_of_two_gaussians_has_a_closed_form():
     a, b = gaussian([0, 1, 2], [1, 2, 3]), gaussian([1, 1, 4], [2, 2, 0.5], 300)
-    assert abs(evaluate.frechet_distance(a, b) - (1 + 4 + 1 + 0 + 2.5**2)) < 1e-9
-    assert abs(evaluate.frechet_distance(a, a)) < 1e-9
+    assert abs(common.frechet_distance(a, b) - (1 + 4 + 1 + 0 + 2.5**2)) < 1e-9
+    assert abs(common.frechet_distance(a, a)) < 1e-9
 
 
 @pytest.mark.parametrize("n", [40, 3000])  # fewer images than features, and more
@@ -49,7 +47,7 @@ def test_fid_is_that_of_pytorch_fid(monkeypatch, n):
     a, b = draw.normal(size=(3000, 64)) @ mix, draw.normal(size=(n, 64)) @ (mix + 0.1) + 0.3
     moments = [x for features in (a, b) for x in (features.mean(0), np.cov(features, rowvar=False))]
     right = fid_score.calculate_frechet_distance(*moments)
-    assert abs(evaluate.frechet_distance(a, b) - right) / right < 1e-6
+    assert abs(common.frechet_distance(a, b) - right) / right < 1e-6
 
 
 def test_diversity_worked_out_by_hand():
@@ -57,34 +55,34 @@ def test_diversity_worked_out_by_hand():
     images[1] = 255  # class 0: black and white
     images[2:] = 51  # class 1: three greys of 0.2, one pixel of one of them white
     images[4, 3, 3] = 255
-    got = evaluate.mse_diversity(images, np.array([0, 0, 1, 1, 1]))
+    got = metrics.mse_diversity(images, np.array([0, 0, 1, 1, 1]))
     assert (
         got.keys() == {0, 1}
         and abs(got[0] - 1) < 1e-12
         and abs(got[1] - 2 / 3 * 0.8**2 / 784) < 1e-9
     )
-    assert evaluate.mse_diversity(images[2:4], np.array([7, 7])) == {7: 0}
-    assert evaluate.mse_diversity(images[:1], np.array([3])) == {}
+    assert metrics.mse_diversity(images[2:4], np.array([7, 7])) == {7: 0}
+    assert metrics.mse_diversity(images[:1], np.array([3])) == {}
 
 
 def test_diversity_is_the_mean_over_pairs():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
     x = pixels.reshape(6, -1) / 255
     pairs = [((x[i] - x[j]) ** 2).mean() for i in range(6) for j in range(i)]
-    assert abs(evaluate.mse_diversity(pixels, np.zeros(6, int))[0] - np.mean(pairs)) < 1e-12
+    assert abs(metrics.mse_diversity(pixels, np.zeros(6, int))[0] - np.mean(pairs)) < 1e-12
 
 
 def test_precision_and_coverage_on_a_line():
     real = np.arange(10, dtype=np.float32)[:, None]
-    near, far = evaluate.precision_coverage(real, np.float32([[4.1], [100]]), k=1)
+    near, far = metrics.precision_coverage(real, np.float32([[4.1], [100]]), k=1)
     assert near == 0.5 and abs(far - 0.2) < 1e-6  # within 1 of 4.1: the real 4 and 5
-    assert evaluate.precision_coverage(real, real + 0.1, k=1) == (1, 1)
+    assert metrics.precision_coverage(real, real + 0.1, k=1) == (1, 1)
 
 
 def test_wrong_prompts_are_of_other_classes():
-    prompts, labels = drawing.balanced_prompts(data_args(), common.TRAIN_TEMPLATES, 95)
-    wrong = evaluate.wrong_prompts(labels.numpy(), np.array(prompts))
-    texts = common.phrasings(data_args(), common.TRAIN_TEMPLATES)
+    prompts, labels = samples.balanced_prompts(data_args(), datasets.TRAIN_TEMPLATES, 95)
+    wrong = metrics.wrong_prompts(labels.numpy(), np.array(prompts))
+    texts = datasets.phrasings(data_args(), datasets.TRAIN_TEMPLATES)
     assert (
         all(wrong[i] not in texts[y] for i, y in enumerate(labels.tolist()))
         and len(set(wrong)) > 50
@@ -94,16 +92,16 @@ def test_wrong_prompts_are_of_other_classes():
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "reachable", lambda url: False)
-        folder = tmp_path_factory.mktemp("no_data")
-        return evaluate.Judge(data_args(data_dir=folder, clip="tiny", extractor="tiny"))
+        patch.setattr(images, "reachable", lambda url: False)
+        choices = {"clip": "tiny", "extractor": "tiny", "device": "cpu"}
+        return evaluate.Judge(data_args(data_dir=tmp_path_factory.mktemp("no_data"), **choices))
 
 
 def digits(n=500):
     """n unseen real digits as a model would leave them -> images, labels, prompts."""
-    pixels, labels = loading.embedded_mnist("test")
+    pixels, labels = images.embedded_mnist("test")
     order = torch.stack([(labels == y).nonzero()[:, 0] for y in range(10)], 1).flatten()[:n]
-    prompts, asked = drawing.balanced_prompts(data_args(), common.TRAIN_TEMPLATES, n)
+    prompts, asked = samples.balanced_prompts(data_args(), datasets.TRAIN_TEMPLATES, n)
     assert torch.equal(labels[order], asked)
     return pixels[order].numpy(), asked.numpy(), np.array(prompts)
 
@@ -121,7 +119,7 @@ def test_real_images_are_read_right_and_shuffled_prompts_are_far(judge):
 
 def test_a_collapse_shows_though_every_digit_is_right(judge):
     pixels, labels, prompts = digits()
-    read = (judge.tiny.encode_image(drawing.to_images(pixels)).numpy() @ judge.classes.T).argmax(1)
+    read = (evaluate.embed(judge.tiny, pixels) @ judge.classes.T).argmax(1)
     repeated = pixels[[np.flatnonzero((labels == y) & (read == y))[0] for y in range(10)]][labels]
     real, collapsed = (
         judge.measure(pixels, labels, prompts),
@@ -171,10 +169,10 @@ def test_inception_is_fetched_and_fed_as_torchvision_wants_it(
     from torchvision.models import inception_v3
 
     shutil.copy(inception_file, server.root)
-    monkeypatch.setattr(evaluate, "INCEPTION", server.url + inception_file.name)
+    monkeypatch.setattr(common, "INCEPTION", server.url + inception_file.name)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     pixels = digits(6)[0]
-    features = evaluate.inception_features(CPU)(pixels)
+    features = common.inception_features(CPU)(pixels)
     net = inception_v3(weights=None, init_weights=False, transform_input=True).eval()
     net.load_state_dict(torch.load(inception_file, weights_only=True))
     net.fc = torch.nn.Identity()
@@ -189,11 +187,11 @@ def test_inception_is_fetched_and_fed_as_torchvision_wants_it(
     assert np.abs(features - right).max() < 1e-3 * np.abs(right).max()
 
     asked = list(server.requests)
-    evaluate.inception_features(CPU)
+    common.inception_features(CPU)
     assert server.requests == asked  # from the cache
     cached = tmp_path / "hub" / "checkpoints" / inception_file.name
     cached.write_bytes(cached.read_bytes()[:1000])
-    evaluate.inception_features(CPU)
+    common.inception_features(CPU)
     assert cached.stat().st_size == inception_file.stat().st_size  # fetched again
 
 
@@ -201,12 +199,12 @@ def test_without_inception_auto_says_what_it_takes_and_a_name_is_strict(
     offline, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tiny = tiny_clip.load_clip("tiny", data_args())
+    tiny = load_clip("tiny", data_args(), CPU)
     name, features = evaluate.pick_extractor("auto", tiny)
     assert name == "tiny_clip" and "tiny CLIP" in capsys.readouterr().err
     seen = features(digits(4)[0])
     assert seen.shape == (4, 64) and np.abs((seen**2).sum(1) - 1000).max() < 0.01
-    with pytest.raises(common.UserError, match="inception_v3_google"):
+    with pytest.raises(base.UserError, match="inception_v3_google"):
         evaluate.pick_extractor("inception", tiny)
 
 
@@ -219,32 +217,33 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
     pixels, labels, prompts = digits(200)
     for i, w in enumerate(scales):
         noise = np.random.default_rng(seed).normal(0, 255 * blur * (1 + i), pixels.shape)
-        images = (pixels + noise).clip(0, 255).astype(np.uint8)
-        arrays = {"images": images, "labels": labels, "prompts": prompts}
+        noisy = (pixels + noise).clip(0, 255).astype(np.uint8)
+        arrays = {"images": noisy, "labels": labels, "prompts": prompts}
         arrays |= (
             {"labels": labels * 0 - 1, "prompts": np.full(200, "")} if script == "a0_uncond" else {}
         )
-        common.save_file(
+        base.save_file(
             folder / "images" / f"samples_w{w}.npz",
             lambda file, arrays=arrays: np.savez(file, **arrays),
         )
     if script != "a0_uncond":
         arrays = {k: v[:50] for k, v in arrays.items()}
         path = folder / "images" / f"samples_heldout_w{2.0 if len(scales) > 1 else 1.0}.npz"
-        common.save_file(path, lambda file: np.savez(file, **arrays))
-    facts = {"script": script, "seed": seed, "sample_steps": 14, "parameters": 1234567} | config
-    facts |= common.which(data_args())
-    common.save_file(folder / "config.json", lambda file: file.write(json.dumps(facts).encode()))
+        base.save_file(path, lambda file: np.savez(file, **arrays))
+    facts = {"script": script, "seed": seed, "sample_steps": 14, "parameters": 1234567}
+    facts |= {"family": "GAN" if script == "cgan" else "diffusion"}
+    facts |= {"has_guidance": len(scales) > 1, "classes": datasets.DIGITS} | config
+    base.save_text(folder / "config.json", json.dumps(facts))
     speed = [
         {"parameters": 1234567, "scale": w, "sample_images_per_second": 100 / (1 + i)}
         for i, w in enumerate(scales)
     ]
-    common.save_csv(folder / "metrics" / "performance.csv", speed)
+    base.save_table(folder / "metrics" / "performance.csv", speed)
     names = ("generator_loss", "discriminator_loss") if script == "cgan" else ("loss",)
     losses = [
         {"step": 20 * i} | dict.fromkeys(names, f"{1 / i + seed / 10:.4f}") for i in range(1, 40)
     ]
-    common.save_csv(folder / "metrics" / "loss.csv", losses)
+    base.save_table(folder / "metrics" / "loss.csv", losses)
     return folder
 
 
@@ -364,17 +363,16 @@ def test_a_copy_of_a_run_is_no_other_seed(copy, monkeypatch):
 
 
 def test_the_verdict_follows_the_numbers():
-    columns = dict.fromkeys(("n", *compare.METRICS), [0.5])
-    low, high = (
-        columns | {"fid": [3.0], "accuracy": [0.9]},
-        columns | {"fid": [7.0], "accuracy": [0.99]},
-    )
-    text = compare.verdict("a4_full", [(1.0, low), (3.0, high)], "FID (x)")
-    assert (
-        "scale 1 is best in FID (x) (3)" in text and "scale 3 is best in accuracy (99.0%)" in text
-    )
+    def points(**columns):  # scale 1, scale 3
+        same = dict.fromkeys(("n", *compare.METRICS), (0.5, 0.5)) | columns
+        table = {(name, "mean"): pair for name, pair in same.items()} | {("n", "size"): (1, 1)}
+        return pd.DataFrame(table, index=[1.0, 3.0])
+
+    text = compare.verdict("a4_full", points(fid=(3.0, 7.0), accuracy=(0.9, 0.99)), "FID (x)")
+    assert "scale 1 is best in FID (x) (3)" in text
+    assert "scale 3 is best in accuracy (99.0%)" in text
     assert re.search("scale 1 and 3 is best in coverage .*, precision", text)
-    text = compare.verdict("a4_full", [(1.0, high), (3.0, low)], "FID (x)")
+    text = compare.verdict("a4_full", points(fid=(7.0, 3.0), accuracy=(0.99, 0.9)), "FID (x)")
     assert "scale 3 is best in FID" in text and "scale 1 is best in accuracy" in text
 
 
@@ -406,9 +404,7 @@ BAD_FILES = {
     "wrong shape": ("images/samples_w2.0.npz", "evaluate.py", "samples_w2.0.npz"),
     "one image": ("images/samples_w2.0.npz", "evaluate.py", "N > 1"),
     "cut npz": ("images/samples_w1.0.npz", "evaluate.py", "samples_w1.0.npz"),
-    "cut csv": ("metrics/fid_scores.csv", "compare.py", "fid_scores.csv"),
     "cut speed": ("metrics/performance.csv", "compare.py", "a4_full.py"),
-    "no csv": ("metrics/clip_sim_scores.csv", "compare.py", "python evaluate.py --dataset mnist"),
     "damaged config": ("config.json", "compare.py", "config.json"),
 }
 
@@ -422,14 +418,12 @@ def test_damage_is_one_clear_line(copy, monkeypatch, what):
             arrays = {**file, "images": file["images"][:, :20]}
             arrays = arrays if what == "wrong shape" else {k: v[:1] for k, v in file.items()}
         np.savez(path, **arrays)
-    elif what == "no csv":
-        path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     before = (copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv").read_bytes()
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(loading, "reachable", lambda url: False)
-    with pytest.raises(common.UserError, match=re.escape(said)) as caught:
+    monkeypatch.setattr(images, "reachable", lambda url: False)
+    with pytest.raises(base.UserError, match=re.escape(said)) as caught:
         if script == "evaluate.py":
             evaluate.main(EVALUATE.split()[1:] + ["a4_full"])
         compare.main([])
@@ -439,11 +433,30 @@ def test_damage_is_one_clear_line(copy, monkeypatch, what):
     ).read_bytes() == before
 
 
-def test_samples_drawn_after_the_measuring_are_noticed(copy, monkeypatch):
-    make_run(copy / "results", "cgan", blur=0.01)
-    monkeypatch.chdir(copy)
-    with pytest.raises(common.UserError, match="other samples.*evaluate.py --dataset mnist"):
-        compare.main([])
+def test_compare_alone_measures_what_is_new_or_has_changed_and_nothing_else(copy, here):
+    mnist = copy / "results" / "mnist"
+    make_run(mnist.parent, "cgan", blur=0.01)  # drawn anew after the measuring
+    make_run(mnist.parent, "a5_mine", scales=(1.0, 2.0))  # never measured
+    table = mnist / "a4_full" / "metrics" / "mse_diversity.csv"
+    before, half = table.read_bytes(), table.read_bytes()[:200]
+    table.write_bytes(half)  # damaged
+    other = copy / "results" / "seed1" / "mnist" / "a4_full" / "metrics" / "fid_scores.csv"
+    untouched = other.stat().st_mtime_ns
+    done = here("compare.py", copy)
+    new = [line.split("/")[-1] for line in done.stderr.splitlines() if line.startswith("measuring")]
+    assert sorted(new) == ["a4_full", "a5_mine", "cgan"] and other.stat().st_mtime_ns == untouched
+    assert table.read_bytes() == before, "as evaluate.py had written it"
+    assert "using the features" not in done.stderr, "measured as the others were, by tiny CLIP"
+    rows = read(mnist / "a5_mine" / "metrics" / "fid_scores.csv")
+    assert rows[0]["extractor"] == "tiny_clip" and float(rows[0]["fid_tiny_clip"]) < 100
+    assert "measuring" not in here("compare.py", copy).stderr
+
+
+def test_a_named_extractor_measures_again_what_was_measured_with_another(copy, here, monkeypatch):
+    fake = {"inception": ("inception_v3", lambda pixels: pixels.reshape(len(pixels), -1)[:, ::98])}
+    monkeypatch.setattr(evaluate, "pick_extractor", lambda name, tiny: fake[name])
+    here("compare.py cgan --extractor inception", copy)
+    assert "FID (inception_v3)" in (copy / "results/mnist/compare/report.md").read_text()
 
 
 def test_two_extractors_share_no_table(copy, here):

@@ -8,6 +8,8 @@ from test_diffusion import FakeRun, unit
 
 import cgan
 
+CONFIG = cgan.Config()
+
 
 class Linear:
     """A discriminator whose scores and slopes are known: D(x, text) = <w, x> + the text's first entry."""
@@ -25,10 +27,10 @@ def softplus(x):
 
 def test_the_discriminator_loss_is_relativistic_pairs_plus_both_penalties():
     x, drawn, text = torch.full((3, 1, 2, 2), 0.5), torch.full((3, 1, 2, 2), -0.25), unit(3)
-    loss = cgan.discriminator_loss(Linear(0.3), x, drawn, text).item()
+    loss = cgan.discriminator_loss(Linear(0.3), x, drawn, text, 3.0).item()
     real, fake = 0.3 * 2.0, 0.3 * -1.0  # the text's part cancels in each pair
     slope = 4 * 0.3**2  # |w|^2, on real images and on drawn ones
-    assert abs(loss - (softplus(fake - real) + cgan.GAMMA / 2 * 2 * slope)) < 1e-5
+    assert abs(loss - (softplus(fake - real) + 3.0 / 2 * 2 * slope)) < 1e-5
 
 
 def test_the_generator_loss_pulls_drawn_images_above_real_ones():
@@ -42,22 +44,22 @@ def test_the_generator_loss_pulls_drawn_images_above_real_ones():
 
 def test_the_discriminators_step_leaves_the_generator_alone():
     torch.manual_seed(0)
-    generator, discriminator = cgan.Generator(8), cgan.Discriminator(8)
-    drawn = generator(torch.randn(4, cgan.Z), unit(4))
-    cgan.discriminator_loss(discriminator, torch.rand(4, 1, 28, 28), drawn, unit(4)).backward()
+    generator, discriminator = cgan.Generator(CONFIG, 8), cgan.Discriminator(CONFIG, 8)
+    drawn = generator(torch.randn(4, CONFIG.z), unit(4))
+    cgan.discriminator_loss(discriminator, torch.rand(4, 1, 28, 28), drawn, unit(4), 3.0).backward()
     assert all(p.grad is None for p in generator.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in discriminator.parameters())
 
 
 def test_the_image_depends_on_z_and_on_the_text_and_the_score_on_the_text():
     torch.manual_seed(0)
-    generator, discriminator = cgan.Generator(8), cgan.Discriminator(8)
+    generator, discriminator = cgan.Generator(CONFIG, 8), cgan.Discriminator(CONFIG, 8)
     with torch.no_grad():
         for p in generator.parameters():  # residual branches start at zero
             p.add_(0.05 * torch.randn_like(p))
         z, other, text, another = (
-            torch.randn(4, cgan.Z),
-            torch.randn(4, cgan.Z),
+            torch.randn(4, CONFIG.z),
+            torch.randn(4, CONFIG.z),
             unit(4),
             unit(4, seed=2),
         )
@@ -73,26 +75,30 @@ def test_an_untrained_generator_already_varies_with_z():
     """Where it does not, training collapses to one image for each text."""
     torch.manual_seed(0)
     with torch.no_grad():
-        images = cgan.Generator(64)(torch.randn(200, cgan.Z), unit(1, dim=64).repeat(200, 1))
-        one_z = cgan.Generator(64)(torch.randn(1, cgan.Z).repeat(200, 1), unit(200, dim=64))
+        images = cgan.Generator(CONFIG, 64)(
+            torch.randn(200, CONFIG.z), unit(1, dim=64).repeat(200, 1)
+        )
+        one_z = cgan.Generator(CONFIG, 64)(
+            torch.randn(1, CONFIG.z).repeat(200, 1), unit(200, dim=64)
+        )
     assert images.std(0).mean() > one_z.std(0).mean()
 
 
 def test_the_walk_goes_from_the_sample_to_another_one():
     torch.manual_seed(0)
-    generator, text, film = cgan.Generator(8), unit(3), []
-    images = cgan.sample(generator, text, torch.Generator().manual_seed(5), film)
-    again = cgan.sample(generator, text, torch.Generator().manual_seed(5))
+    generator, text, film = cgan.Generator(CONFIG, 8), unit(3), []
+    z, z_end = torch.randn(2, 3, CONFIG.z)
+    images = cgan.sample(generator, z, z_end, text, film)
+    again = cgan.sample(generator, z, z_end, text)
     assert (images - again).abs().max() == 0 and not images.requires_grad
     assert len(film) == 11 and (film[0][1] - images).abs().max() < 1e-5
-    _, z_end = torch.randn(2, 3, cgan.Z, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert (film[-1][1] - generator(z_end, text)).abs().max() < 1e-4
 
 
 def test_the_training_loop_moves_both_networks_and_the_mean_lags():
     torch.manual_seed(0)
-    run, model = FakeRun(steps=5, batch_size=8), cgan.Generator(8)
+    run, model = FakeRun(steps=5, batch_size=8), cgan.Generator(CONFIG, 8)
     ema, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     cgan.train(run, model, ema)
     assert {"model", "ema", "discriminator", "optimizer", "optimizer_d"} == set(run.modules)

@@ -7,22 +7,22 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import data_args
+from conftest import CPU, data_args
 from matplotlib.image import imread
 
 import a4_full
 import common
 import compare
-import drawing
 import evaluate
-import tiny_clip
-from loading import bitmaps
+from kit import base, clip, datasets, pictures, quickdraw, samples, tiny_clip
+from kit.encoders import load_clip
 
-NAMES = (common.ROOT / "assets" / "quickdraw_categories.txt").read_text().splitlines()
+NAMES = (base.ROOT / "assets" / "quickdraw_categories.txt").read_text().splitlines()
 REAL = (
-    common.ROOT.parent / "shared" / "data" / "quickdraw"
+    base.ROOT.parent / "shared" / "data" / "quickdraw"
 )  # Google's own bitmaps, where somebody has put them
 
 
@@ -92,7 +92,7 @@ def google(server, monkeypatch):
         0,
     )
     threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(bitmaps, "HOST", f"http://127.0.0.1:{httpd.server_port}/bitmap/")
+    monkeypatch.setattr(quickdraw, "HOST", f"http://127.0.0.1:{httpd.server_port}/bitmap/")
     yield httpd
     httpd.shutdown()
     httpd.server_close()
@@ -112,33 +112,21 @@ def doodles(name, n=300):
 
 
 def load(root, classes, per_class, split="train"):
-    return common.load_dataset(
-        "quickdraw", root, split, classes=classes, per_class=per_class, emnist_split=None
-    )
+    which = {"per_class": per_class, "data_dir": root}
+    return common.load_dataset(data_args("quickdraw", classes, **which), split)
 
 
 def test_only_the_beginning_is_fetched_and_later_more_of_it(google, tmp_path):
     arrays = {name: doodles(name) for name in ("cat", "ice cream")}
     google.files = {name: npy(array) for name, array in arrays.items()}
-    images, labels, names, _ = load(tmp_path, ["cat", "ice cream"], 40)
-    assert (
-        names == ["cat", "ice cream"]
-        and torch.bincount(labels).tolist() == [36, 36]
-        and images.shape[1:] == (1, 28, 28)
-    )
+    pixels, labels, _ = load(tmp_path, ["cat", "ice cream"], 40)
+    assert torch.bincount(labels).tolist() == [36, 36]
+    assert pixels.shape == (72, 28, 28) and pixels.dtype == torch.uint8
     assert sum(last - first + 1 for _, first, last in google.requests) <= 2 * (128 + 40 * 784)
-    unseen, _, _, _ = load(tmp_path, ["cat", "ice cream"], 40, "test")
-    got = (
-        torch.cat([images[labels == 1], unseen[4:]])
-        .add(1)
-        .mul(127.5)
-        .round()
-        .byte()
-        .view(40, 784)
-        .numpy()
-    )
+    unseen, _, _ = load(tmp_path, ["cat", "ice cream"], 40, "test")
+    got = torch.cat([pixels[labels == 1], unseen[4:]]).view(40, 784).numpy()
     order = [i for i in range(40) if i % 10 < 9] + [9, 19, 29, 39]
-    assert (got == arrays["ice cream"][order]).all() and images.min() == -1 and images.max() == 1
+    assert (got == arrays["ice cream"][order]).all()
     assert len(google.requests) == 2, "the second load is from disk"
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270
     assert (
@@ -171,7 +159,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(google, tmp_path, capfd):
     assert google.requests[1][1] == (80 + 300 * 784 + 48) // 2 or google.requests[1][1] > 100_000
     google.files["dog"], google.fault = npy(doodles("dog")), "stops"
     with pytest.raises(
-        common.UserError, match=r"dog.npy: the connection breaks at byte \d+ of 235280; "
+        base.UserError, match=r"dog.npy: the connection breaks at byte \d+ of 235280; "
     ):
         load(tmp_path, ["dog"], 300)
     kept, google.fault = (tmp_path / "quickdraw/dog.npy").stat().st_size, None
@@ -196,11 +184,11 @@ BAD_HOST = {  # fault -> the file served, what the server does wrong, words of t
 @pytest.mark.parametrize("fault", BAD_HOST)
 def test_a_bad_host_is_one_line_and_nothing_of_it_is_trained_on(google, tmp_path, fault):
     google.files["cat"], google.fault, words = BAD_HOST[fault]
-    with pytest.raises(common.UserError) as caught:
+    with pytest.raises(base.UserError) as caught:
         load(tmp_path, ["cat"], 300)
     assert (
         words in str(caught.value)
-        and bitmaps.HOST in str(caught.value)
+        and quickdraw.HOST in str(caught.value)
         and "\n" not in str(caught.value)
     )
     google.files["cat"], google.fault = npy(doodles("cat")), None
@@ -214,7 +202,7 @@ def test_a_file_that_changed_at_its_host_is_not_appended_to_the_old_one(google, 
         (tmp_path / "quickdraw/cat.npy").read_bytes(),
         npy(doodles("cat", 200)),
     )
-    with pytest.raises(common.UserError, match="another file by now"):
+    with pytest.raises(base.UserError, match="another file by now"):
         load(tmp_path, ["cat"], 100)
     assert (tmp_path / "quickdraw/cat.npy").read_bytes() == before and len(
         load(tmp_path, ["cat"], 50)[0]
@@ -234,7 +222,7 @@ def test_a_damaged_file_is_set_aside_and_fetched_again(google, tmp_path, capfd):
 
 def test_no_network_names_the_file_and_its_place(offline, tmp_path):
     with pytest.raises(
-        common.UserError,
+        base.UserError,
         match="ice%20cream.npy and put it at .*quickdraw/ice cream.npy, and so on for 1",
     ):
         load(tmp_path, ["ice cream", "cat"], 300)
@@ -264,31 +252,33 @@ def test_no_network_and_nothing_kept_is_one_line_in_a_terminal_too(cli, tmp_path
 
 
 def test_the_345_names_their_words_and_templates():
-    assert len(set(NAMES)) == 345 and {*common.DRAWINGS} < {*NAMES} and len(common.DRAWINGS) == 10
-    words = dict(zip(NAMES, common.class_words("quickdraw", NAMES)))
+    assert (
+        len(set(NAMES)) == 345 and {*datasets.DRAWINGS} < {*NAMES} and len(datasets.DRAWINGS) == 10
+    )
+    words = dict(zip(NAMES, datasets.class_words("quickdraw", NAMES)))
     assert (
         words["cat"] == ("cat", "a cat")
         and words["owl"] == ("owl", "an owl")
         and words["bus"] == ("bus", "a bus")
     )
     assert words["pants"] == ("pants", "pants") and words["The Mona Lisa"] == ("The Mona Lisa",) * 2
-    for template in common.TRAIN_TEMPLATES["quickdraw"] + common.HELDOUT_TEMPLATES["quickdraw"]:
+    for template in datasets.TRAIN_TEMPLATES["quickdraw"] + datasets.HELDOUT_TEMPLATES["quickdraw"]:
         assert not {*re.findall(r"[\w-]+", template.lower())} & {*NAMES}, (
             "a template must name no category"
         )
 
 
 def test_a_grid_shows_26_columns_at_most_and_says_which(tmp_path):
-    shown = drawing.shown_classes(345, 2000)
+    shown = pictures.shown_classes(345, 2000)
     assert (
         len(set(shown)) == 26 and shown[0] == 0 and shown[-1] == 344 and (np.diff(shown) > 0).all()
     )
-    assert drawing.shown_classes(10, 2000).tolist() == [*range(10)] and drawing.shown_classes(
+    assert pictures.shown_classes(10, 2000).tolist() == [*range(10)] and pictures.shown_classes(
         345, 5
     ).tolist() == [*range(5)]
     pixels, sizes = np.zeros((52, 28, 28), np.uint8), []
     for titles in (["seven"] * 26, ["The Great Wall of China"] * 26):
-        drawing.save_grid(tmp_path / "grid.png", pixels, 26, "a title", titles)
+        pictures.save_grid(tmp_path / "grid.png", pixels, 26, "a title", titles)
         sizes.append(imread(tmp_path / "grid.png").shape)
     assert sizes[1][0] > sizes[0][0] + 150, "long names stand upright"
 
@@ -300,9 +290,9 @@ def test_a_tiny_clip_is_trained_once_for_each_data_set_and_never_taken_for_anoth
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
     pets = data_args("quickdraw", ["cat", "dog"], per_class=40, data_dir=tmp_path)
     birds = data_args("quickdraw", ["cat", "owl"], per_class=40, data_dir=tmp_path)
-    one = tiny_clip.load_clip("tiny", pets)
+    one = load_clip("tiny", pets, CPU)
     assert "once" in capfd.readouterr().err and one.learned == ["quickdraw", ["cat", "dog"]]
-    again, other = tiny_clip.load_clip("tiny", pets), tiny_clip.load_clip("tiny", birds)
+    again, other = load_clip("tiny", pets, CPU), load_clip("tiny", birds, CPU)
     assert capfd.readouterr().err.count("once") == 1 and again.crc32 == one.crc32 != other.crc32
     path = tiny_clip.tiny_path(pets)
     assert path.is_relative_to(tmp_path) and path != tiny_clip.tiny_path(birds)
@@ -314,34 +304,25 @@ def test_a_tiny_clip_is_trained_once_for_each_data_set_and_never_taken_for_anoth
         str(path): data_args(),
         str(tiny_clip.EMBEDDED): pets,
     }.items():
-        with pytest.raises(common.UserError, match="learned to read"):
-            tiny_clip.load_clip(name, args)
-    assert tiny_clip.load_clip(str(path), pets).dim == 64
+        with pytest.raises(base.UserError, match="learned to read"):
+            load_clip(name, args, CPU)
+    assert load_clip(str(path), pets, CPU).dim == 64
 
 
 def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeypatch, capfd):
     """Every step at tiny size: train, draw, prompt, evaluate, compare."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
-    monkeypatch.setattr(
-        tiny_clip,
-        "fetch_clip",
-        lambda name: (_ for _ in ()).throw(common.UserError("no CLIP here")),
-    )
+
+    def no_clip(name):
+        raise base.UserError("no CLIP here")
+
+    monkeypatch.setattr(clip, "fetch_clip", no_clip)
     names = NAMES[:60:2]
     google.files = {name: npy(doodles(name, 40)) for name in names}
-    flags = [
-        "--dataset",
-        "quickdraw",
-        "--train-steps",
-        "4",
-        "--batch-size",
-        "8",
-        "--samples",
-        "70",
-        "--sample-steps",
-        "1",
-    ]
+    flags = (
+        "--dataset quickdraw --train-steps 4 --batch-size 8 --samples 70 --sample-steps 1".split()
+    )
     which = ["--classes", ",".join(names), "--per-class", "40"]
     a4_full.main([*flags, *which])
     assert "CLIP: training a tiny one for quickdraw, once" in capfd.readouterr().err
@@ -352,35 +333,25 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
         30 * 36,
     )
     assert config["text_encoder"] == "tiny" and config["data_source"] == "QuickDraw"
-    _, labels, prompts = drawing.load_samples(run / "images" / "samples_w2.0.npz")
+    _, labels, prompts = samples.load_samples(run / "images" / "samples_w2.0.npz")
     assert np.bincount(labels).tolist() == [3] * 10 + [2] * 20
-    words = common.class_words("quickdraw", names)
+    words = datasets.class_words("quickdraw", names)
     assert all(words[y][0] in prompt for y, prompt in zip(labels, prompts))
     grid = imread(run / "images" / "samples.png")
     assert abs(grid.shape[1] / 60 - 26) < 2, "26 columns of 0.3 inches at 200 dots"
 
-    a4_full.main(
-        [
-            "--dataset",
-            "quickdraw",
-            "--prompt",
-            f"a doodle of {names[3]}",
-            "--n",
-            "2",
-            "--sample-steps",
-            "1",
-        ]
-    )
+    prompt = ["--prompt", f"a doodle of {names[3]}"]
+    a4_full.main([*"--dataset quickdraw --n 2 --sample-steps 1".split(), *prompt])
     done = capfd.readouterr()
     assert (tmp_path / done.out.strip()).exists() and "note" not in done.err
     a4_full.main([*flags, *which])
     assert "complete" in capfd.readouterr().err
-    with pytest.raises(common.UserError, match="has classes"):
+    with pytest.raises(base.UserError, match="has classes"):
         a4_full.main(flags)
 
     evaluate.main(["--dataset", "quickdraw", "--extractor", "tiny"])
-    rows = common.read_csv(run / "metrics" / "clip_sim_scores.csv")
-    assert {row["n"] for row in rows} == {"70"} and rows[0]["text_encoder"] == "tiny"
+    rows = pd.read_csv(run / "metrics" / "clip_sim_scores.csv")
+    assert {*rows["n"]} == {70} and {*rows["text_encoder"]} == {"tiny"}
     compare.main(["--dataset", "quickdraw"])
     page = (tmp_path / capfd.readouterr().out.strip().splitlines()[-1]).read_text()
     assert f"Classes (30): {', '.join(names[:26])} and 4 more." in page
@@ -399,10 +370,9 @@ def test_real_bitmaps_are_upright_white_on_black(google, tmp_path):
     google.files = {
         name: (REAL / f"{name}.npy").read_bytes() for name in ("cat", "rainbow", "train")
     }
-    images, labels, _, _ = load(tmp_path, ["cat", "rainbow", "train"], 5000)
-    assert torch.bincount(labels).tolist() == [900] * 3 and images.median() == -1
-    rainbow = images[labels == 1].mean(0)[0]
-    assert rainbow[4:12, 10:18].mean() > rainbow[18:26, 10:18].mean() + 0.1, (
-        "the arch is at the top"
-    )
+    pixels, labels, _ = load(tmp_path, ["cat", "rainbow", "train"], 5000)
+    assert torch.bincount(labels).tolist() == [900] * 3 and pixels.median() == 0
+    rainbow = pixels[labels == 1].float().mean(0)
+    top, bottom = rainbow[4:12, 10:18].mean(), rainbow[18:26, 10:18].mean()
+    assert top > bottom + 13, "the arch is at the top"
     assert set(google.requests) == {(name, 0, 127 + 784 * 5000) for name in google.files}

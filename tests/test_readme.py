@@ -1,4 +1,4 @@
-"""The READMEs cannot rot: every command in them is run at small size, every link leads somewhere."""
+"""READMEs and docs cannot rot: every command in them is run at small size, every link leads somewhere."""
 
 import re
 import shutil
@@ -10,31 +10,43 @@ import pytest
 from test_emnist import emnist_host  # noqa: F401
 from test_quickdraw import doodles, google, npy  # noqa: F401
 
-import common
-import tiny_clip
+from kit import base, datasets, tiny_clip
 
-READMES = "README.md", "README.zh-CN.md"
-TEXTS = {name: (common.ROOT / name).read_text() for name in READMES}
+ROOT = base.ROOT
+ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+CHINESE = ["README.zh-CN.md", *(name.replace("docs/", "docs/zh-CN/") for name in ENGLISH[1:])]
+PAGES = ENGLISH + CHINESE
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
+PAIRS = list(zip(ENGLISH, CHINESE))
 
 
 def commands(name):
-    """Every line of every block of code that names no language, cut at &&; then those within sentences."""
-    blocks = re.findall(r"^ *```\n(.*?)^ *```$", TEXTS[name], re.M | re.S)
-    found = [
-        part.strip()
-        for block in blocks
-        for line in block.strip().splitlines()
-        for part in line.split("&&")
-    ]
-    inline = re.findall(
-        r"`(?:time )?(python [^`\n]+)`",
-        re.sub(r"^ *```.*?^ *```$", "", TEXTS[name], flags=re.M | re.S),
-    )
+    """Every line of every block of code that names no language; then those within sentences."""
+    text = TEXTS[name]
+    blocks = re.findall(r"^ *```\n(.*?)^ *```$", text, re.M | re.S)
+    found = [line.strip() for block in blocks for line in block.strip().splitlines()]
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S)
+    inline = re.findall(r"`(?:time )?(python [^`\n]+)`", prose)
     return found + sorted({*inline} - {*found})
 
 
-def test_both_readmes_have_the_same_commands():
-    assert commands(READMES[0]) == commands(READMES[1]) and len(commands(READMES[0])) > 25
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_both_languages_have_the_same_commands(english, chinese):
+    assert commands(english) == commands(chinese)
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_both_languages_have_the_same_numbers_in_their_tables(english, chinese):
+    tables = []
+    for name in (english, chinese):
+        rows = "".join(re.findall(r"^\|.*\n", TEXTS[name], re.M))
+        tables.append(sorted(re.findall(r"\d[\d.,]*\d|\d", rows)))
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_a_readme_is_short(name):
+    assert len(TEXTS[name].splitlines()) <= 230
 
 
 def slug(heading):
@@ -42,96 +54,95 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", READMES)
+def anchors(text):
+    return {slug(head) for head in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
-    anchors = {slug(head) for head in re.findall(r"^#+ (.*)$", TEXTS[name], re.M)}
-    quoted = r"\[`([^`]+)`\]\(([^)\s]+)\)"  # may hold brackets
-    links = re.findall(quoted, TEXTS[name]) + re.findall(
-        r"\[([^\[\]]*)\]\(([^)\s]+)\)", re.sub(quoted, "", TEXTS[name])
-    )
-    assert len(links) > 60
-    for text, target in links:
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("https://"):
-            path, _, line = target.partition("#L")
-            assert (common.ROOT / path).exists(), target
-            if line:  # a line of code, quoted
-                lines = (common.ROOT / path).read_text().splitlines()
-                here = [n for n, code in enumerate(lines, 1) if text in code]
-                assert int(line) in here, f"{text} in {path} is at {here}, not {line}"
+    links = re.findall(r"\]\(([^)\s]+)\)", TEXTS[name])
+    assert links
+    for target in links:
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_a_readme_names_no_path_of_one_machine(name):
-    assert not re.search(r"[\s`(]/\w+/", TEXTS[name])
+@pytest.mark.parametrize("name", PAGES)
+def test_functions_that_a_page_names_are_in_their_files(name):
+    """`diffusion_loss` in [a0_uncond.py](../a0_uncond.py)"""
+    named = re.findall(r"`(\w+)`(?: in|（|, )? ?\[`?[\w./]+`?\]\(([^)\s#]+\.py)\)", TEXTS[name])
+    assert named or not name.endswith("mathematics.md")
+    for function, target in named:
+        source = ((ROOT / name).parent / target).read_text(encoding="utf-8")
+        assert re.search(rf"\b{function}\b", source), f"{function} in {target}"
 
 
-def test_the_readmes_have_the_same_numbers_in_their_tables():
-    tables = [
-        re.findall(r"\d[\d.,]*\d|\d", "".join(re.findall(r"^\|.*\n", text, re.M)))
-        for text in TEXTS.values()
-    ]
-    assert sorted(tables[0]) == sorted(tables[1])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_names_no_path_of_one_machine_and_no_line_number(name):
+    assert not re.search(r"[\s`(]/\w+/", TEXTS[name]) and "#L" not in TEXTS[name]
 
 
 def test_ci_runs_the_readmes_tests():
-    """Lines with pip are those of .ci/run, which takes the last one from the README and installs what it says."""
-    pips = [command for command in commands("README.md") if command.startswith("pip")]
-    assert all(pips[-1].startswith(pip) for pip in pips) and "python -m pytest" in commands(
-        "README.md"
-    )
-    assert "python -m pytest' README.md" in (common.ROOT / ".ci" / "run").read_text()
+    """.ci/run takes these two lines from the README."""
+    lines = commands("README.md")
+    install = [line for line in lines if re.match("pip install .*pytest", line)]
+    assert len(install) == 1 and install[0].startswith("pip install -r requirements.txt ")
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "python -m pytest" in lines and "'^python -m pytest'" in ci and "'^pip install" in ci
 
 
 SMALL = "--train-steps 4 --batch-size 8 --samples 24"
 
 
+def small(script, flags):
+    """The same command in a few steps."""
+    if "--help" in flags or script in ("compare.py", "colab/build.py", "evaluate.py", "-m"):
+        return flags
+    if script.endswith("py") and not script.startswith("tests/"):
+        flags = flags + (SMALL.split() if "--prompt" not in flags else [])
+        if script != "cgan.py" and "--sample-steps" not in flags:
+            return [*flags, "--sample-steps", "2"]
+    return flags
+
+
 def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google):  # noqa: F811
     """From top to bottom in one folder, as a reader would, but small."""
-    google.files = {name: npy(doodles(name, 40)) for name in common.DRAWINGS}
+    google.files = {name: npy(doodles(name, 40)) for name in datasets.DRAWINGS}
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
     monkeypatch.setattr(bench_quickdraw, "STEPS", 2)
-    monkeypatch.setattr(
-        tiny_clip, "EMBEDDED", shutil.copy(tiny_clip.EMBEDDED, tmp_path / "tiny_clip.pt")
-    )
+    embedded = shutil.copy(tiny_clip.EMBEDDED, tmp_path / "tiny_clip.pt")
+    monkeypatch.setattr(tiny_clip, "EMBEDDED", embedded)
     copy = tmp_path / "copy"
-    shutil.copytree(
-        common.ROOT,
-        copy,
-        ignore=shutil.ignore_patterns(".*", "data", "results", "*.npz", "*.pt", "*.png"),
-    )
-    for command in commands("README.md"):
+    ignored = shutil.ignore_patterns(".*", "data", "results", "*.npz", "*.pt", "*.png")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    monkeypatch.syspath_prepend(copy)  # where a5_mine.py will be
+    done = set()
+    for command in [line for name in ENGLISH for line in commands(name)]:
         program, script, *flags = [*command.split(), ""]
-        if program == "pip" or command == "python -m pytest":
-            continue  # .ci/run
+        if program == "pip" or command in ("python -m pytest", *done):
+            continue  # .ci/run, or was run
+        done.add(command)
         if program != "python" or script == "colab/build.py":
-            folder = tmp_path if program in ("mkdir", "cp") else copy
-            done = subprocess.run(
-                command.replace("python", sys.executable),
-                shell=True,
-                cwd=folder,
-                capture_output=True,
-            )
-            assert done.returncode == (program == "diff"), command
+            made_by_runs = program == "mkdir" or "results" in command
+            line = command.replace("python", sys.executable)
+            folder = tmp_path if made_by_runs else copy
+            ran = subprocess.run(line, shell=True, cwd=folder, capture_output=True)
+            assert ran.returncode == (program in ("diff", "git")), command
             continue
         words = re.findall(r'"[^"]*"|\S+', command)[2:]
-        flags = [word.strip('"') for word in words]
-        if script.startswith(("a", "c")) and script != "compare.py" and "--help" not in flags:
-            flags += SMALL.split() if "--prompt" not in flags else []
-            flags += (
-                [] if script == "cgan.py" or "--sample-steps" in flags else ["--sample-steps", "2"]
-            )
-        elif script == "evaluate.py":
-            flags += ["--extractor", "tiny"]
+        flags = small(script, [word.strip('"') for word in words])
+        if script == "-m":
+            script, flags = flags[0], [*flags[1:], "--train-steps", "2"]
         here([script.replace("tests/", ""), *flags], tmp_path)
-    assert {path.name for path in (tmp_path / "results" / "mnist").iterdir()} >= {
-        "a0_uncond",
-        "cgan",
-        "compare",
-    }
-    made = [*copy.glob("colab/*.ipynb")]
-    assert len(made) == 7 and all(
-        path.read_text() == (common.ROOT / "colab" / path.name).read_text() for path in made
-    )
+    made = {path.name for path in (tmp_path / "results" / "mnist").iterdir()}
+    assert made >= {"a0_uncond", "a5_mine", "cgan", "compare"}
+    notebooks = [path.name for path in copy.glob("colab/*.ipynb")]
+    assert len(notebooks) == 8, "a notebook for each script, mine too"
+    for name in set(notebooks) - {"a5_mine.ipynb", "compare.ipynb"}:
+        assert (copy / "colab" / name).read_bytes() == (ROOT / "colab" / name).read_bytes()

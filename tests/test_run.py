@@ -1,8 +1,11 @@
 """The command line as a user meets it: a run and its files, going on after a kill, prompts, and bad input."""
 
 import csv
+import importlib
+import io
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +20,7 @@ from matplotlib.image import imread
 
 import a4_full
 import common
-import loading
+from kit import base, datasets, images
 
 TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3 --scales 1,2"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
@@ -92,12 +95,14 @@ def test_a_run_leaves_the_files_of_the_design(finished):
                 np.bincount(file["labels"]).tolist() == [3] * 10
                 and file["labels"].dtype == np.int64
             )
-            templates = (common.HELDOUT_TEMPLATES if "heldout" in name else common.TRAIN_TEMPLATES)[
-                "mnist"
-            ]
+            templates = (
+                datasets.HELDOUT_TEMPLATES if "heldout" in name else datasets.TRAIN_TEMPLATES
+            )["mnist"]
             for prompt, label in zip(file["prompts"], file["labels"]):
                 assert str(prompt) in {
-                    t.format(word) for t in templates for word in (str(label), common.DIGITS[label])
+                    t.format(word)
+                    for t in templates
+                    for word in (str(label), datasets.DIGITS[label])
                 }
     for name in (
         "images/samples.png",
@@ -166,7 +171,7 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
                 assert np.bincount(file["labels"]).tolist() == [3] * 10 and all(
                     file["prompts"] != ""
                 )
-                heldout = common.phrasings(data_args(), common.HELDOUT_TEMPLATES)
+                heldout = datasets.phrasings(data_args(), datasets.HELDOUT_TEMPLATES)
                 assert (str(file["prompts"][12]) in heldout[2]) == ("heldout" in path.name)
             else:
                 assert (file["labels"] == -1).all() and (file["prompts"] == "").all()
@@ -200,9 +205,10 @@ def test_every_script_that_reads_text_draws_a_prompt(others, here, tmp_path, scr
 
 def test_the_ladder_shares_its_budget(others, finished):
     """Same steps, batch, rate, seed and data by default; the networks differ by what the rung adds."""
-    defaults = [common.parse_args(script, "", []) for script in LADDER]
-    for name in ("train_steps", "batch_size", "lr", "seed", "sample_steps", "eta", "samples"):
-        assert len({getattr(args, name) for args in defaults}) == 1, name
+    defaults = [importlib.import_module(script).Config.parse([]) for script in LADDER]
+    shared = "train_steps batch_size lr ema_decay widths patch seed sample_steps eta samples"
+    for name in shared.split():
+        assert len({getattr(config, name) for config in defaults}) == 1, name
     sizes = [
         json.loads((run_folder(others, s) / "config.json").read_text())["parameters"]
         for s in LADDER[2:4]
@@ -210,34 +216,34 @@ def test_the_ladder_shares_its_budget(others, finished):
     sizes.append(json.loads((run_folder(finished) / "config.json").read_text())["parameters"])
     assert sizes[1] - sizes[0] == 64, "a3 adds the null text to a2"
     assert sizes[2] - sizes[1] == sum(
-        p.numel() for p in a4_full.Attention(a4_full.WIDTHS[1]).parameters()
+        p.numel() for p in a4_full.Attention(a4_full.Config.widths[1]).parameters()
     )
 
 
 REFUSED = {
-    "a0_uncond": "prompt n clip scale scales",
-    "a1_cond": "clip scale scales",
-    "a2_clip": "scale scales",
-    "a3_cfg": "",
-    "a4_full": "",
-    "cgan": "scale scales sample-steps eta",
+    "a0_uncond": "prompt n clip scale scales p-uncond gamma z",
+    "a1_cond": "clip scale scales p-uncond gamma z",
+    "a2_clip": "scale scales p-uncond gamma z",
+    "a3_cfg": "gamma z",
+    "a4_full": "gamma z",
+    "cgan": "scale scales sample-steps eta p-uncond",
 }
 
 
 @pytest.mark.parametrize("script", REFUSED)
 def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(here, tmp_path, script):
     text = here(f"{script}.py --help", tmp_path).stdout
-    flags = "dataset train-steps batch-size lr seed device clip sample-steps eta samples data-dir out fresh scales"
-    for flag in f"{flags} prompt n scale".split():
+    flags = (
+        "dataset train-steps batch-size lr seed device clip sample-steps eta samples data-dir out"
+    )
+    for flag in f"{flags} scales prompt n scale ema-decay p-uncond gamma z".split():
         refused = flag in REFUSED[script].split()
         assert (f"--{flag} " in text) != refused, flag
         if refused:
-            with pytest.raises(
-                common.UserError, match=f"--{flag} means nothing to {script}.py; a._"
-            ):
-                common.parse_args(script, "", [f"--{flag}", "2"])
+            with pytest.raises(base.UserError, match=f"--{flag} 0.5; {script}.py --help"):
+                importlib.import_module(script).Config.parse([f"--{flag}", "0.5"])
     done = here(f"{script}.py --prompt seven --scale 3", tmp_path, check=2)
-    wanted = "nothing trained" if script in ("a3_cfg", "a4_full") else "means nothing"
+    wanted = "nothing trained" if script in ("a3_cfg", "a4_full") else "unrecognized"
     assert (
         len(done.stderr.splitlines()) == 1
         and wanted in done.stderr
@@ -302,7 +308,7 @@ def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
         run_folder(tmp_path, script),
         run_folder(finished if script == "a4_full" else others, script),
     )
-    env = offline_env | {"PYTHONPATH": str(common.ROOT)}
+    env = offline_env | {"PYTHONPATH": str(base.ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
     )
@@ -356,6 +362,21 @@ def test_a_prompt_to_a_model_half_trained_says_so(copy, here):
     assert "step 30 of 60" in here("a4_full.py --prompt 7 --n 1 --sample-steps 1", copy).stderr
 
 
+def test_a_tilde_is_the_home_folder(copy, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(copy.parent))
+    done = here(f"a4_full.py --prompt 7 --n 1 --sample-steps 1 --out=~/{copy.name}/results", copy)
+    assert done.stdout.startswith(str(copy / "results")) and not (copy / "~").exists()
+
+
+def test_a_prompt_is_drawn_with_the_networks_choices_of_its_training(here, tmp_path):
+    """What no flag says is taken from the run: widths here, of which the file says something else."""
+    here("a1_cond.py --widths 16,32 --train-steps 2 --samples 4 --sample-steps 1", tmp_path)
+    drawn = here("a1_cond.py --prompt 7 --n 1 --sample-steps 1", tmp_path).stdout
+    assert imread(tmp_path / drawn.strip()).std() > 0.01
+    done = here("a1_cond.py --train-steps 2 --samples 4 --sample-steps 1", tmp_path, check=2)
+    assert "has widths [16, 32], not [48, 96]" in done.stderr
+
+
 def test_fresh_starts_over_and_keeps_the_earlier_run(copy, here):
     before = contents(run_folder(copy))
     here(TINY + " --fresh --seed 1", copy)
@@ -378,6 +399,17 @@ BAD = {
     "negative scale": (["--prompt", "7", "--scale", "-1"], "--scale"),
     "scale in words": (["--prompt", "7", "--scale", "big"], "--scale"),
     "scale nan": (["--prompt", "7", "--scale", "nan"], "--scale"),
+    "a nan among the scales": (["--scales", "3,nan"], "--scales"),
+    "infinite scales": (["--scales", "inf"], "--scales"),
+    "lr nan": (["--lr", "nan"], "--lr"),
+    "one sample": (["--samples", "1"], "--samples"),
+    "three widths": (["--widths", "8,8,8"], "--widths"),
+    "widths that GroupNorm refuses": (["--widths", "12,24"], "multiple of 8"),
+    "a patch that does not fit": (["--patch", "4"], "--patch"),
+    "scales and a prompt": (["--prompt", "7", "--scales", "3"], "--scales does not go with"),
+    "samples and a prompt": (["--prompt", "7", "--samples", "9"], "--samples does not go with"),
+    "other training and a prompt": (["--prompt", "7", "--train-steps", "9"], "train_steps 60"),
+    "an abbreviation": (["--sample", "30"], "--sample 30"),
     "negative scales": (["--scales", "1,-2"], "--scales"),
     "no steps": (["--train-steps", "0"], "--train-steps"),
     "no images": (["--prompt", "7", "--n", "0"], "--n"),
@@ -391,7 +423,7 @@ BAD = {
     "unknown clip": (["--clip", "ViT-Z/9", "--fresh"], "ViT-Z/9"),
     "clip out of reach": (["--clip", "RN50", "--fresh"], "RN50"),
     "another clip than the run's": (
-        ["--prompt", "7", "--clip", str(common.ROOT / "assets/tiny_clip.pt")],
+        ["--prompt", "7", "--clip", str(base.ROOT / "assets/tiny_clip.pt")],
         "text_encoder tiny",
     ),
     "other training": (TINY.split()[1:] + ["--lr", "0.1"], "lr 0.003"),
@@ -482,7 +514,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tmp_path, offline_en
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    line = [sys.executable, str(common.ROOT / "a4_full.py"), *TINY.split()[1:]]
+    line = [sys.executable, str(base.ROOT / "a4_full.py"), *TINY.split()[1:]]
     done = subprocess.run(
         line, cwd=tmp_path, env=offline_env, capture_output=True, text=True, preexec_fn=limit
     )
@@ -508,7 +540,7 @@ def test_a_checkpoint_is_never_run_as_code(copy, cli):
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "reachable", lambda *_: False)
+    monkeypatch.setattr(images, "reachable", lambda *_: False)
     monkeypatch.setattr(common.Run, "SAVE_EVERY", 0)
     true_loss, calls = a4_full.diffusion_loss, []
 
@@ -517,13 +549,13 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
         return true_loss(*args) * (math.nan if len(calls) > 25 else 1)
 
     monkeypatch.setattr(a4_full, "diffusion_loss", loss)
-    with pytest.raises(common.UserError, match="loss is nan"):
+    with pytest.raises(base.UserError, match="loss is nan"):
         a4_full.main(TINY.split()[1:])
     checkpoint = torch.load(run_folder(tmp_path) / "checkpoints/last.pt", weights_only=True)
     assert checkpoint["step"] == 20 and all(p.isfinite().all() for p in checkpoint["ema"].values())
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("old")
 
     def write(file):
@@ -531,21 +563,23 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        common.save_file(tmp_path / "file", write)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
-        tmp_path / "file"
-    ).read_text() == "old"
+        base.save_file(tmp_path / "file", write)
+    monkeypatch.setattr(os, "fsync", lambda number: write(io.BytesIO()))
+    with pytest.raises(base.UserError, match=r"cannot write .*file: No space left on device"):
+        base.save_text(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/colab_kernel_launcher.py", "-f", "/x/kernel.json"])
-    assert common.parse_args("a4_full", "").dataset == "mnist"
-    assert common.parse_args("a4_full", "", ["--prompt", "7", "--n", "3"]).n == 3
+    assert a4_full.Config.parse().dataset == "mnist"
+    assert a4_full.Config.parse(["--prompt", "7", "--n", "3"]).n == 3
 
 
 def test_importing_does_nothing(tmp_path, offline_env):
-    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, tiny_clip, os; assert not os.listdir('.')"
-    env = offline_env | {"PYTHONPATH": str(common.ROOT)}
+    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, kit.tiny_clip, os; assert not os.listdir('.')"
+    env = offline_env | {"PYTHONPATH": str(base.ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
     )

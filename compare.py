@@ -286,12 +286,12 @@ def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, fid: str,
         files = {caption: path for caption, path in files.items() if path.exists()}
         figures[model] = save_rows(folder / "images" / f"{model}.png", names, files)
         for scale, row in points.iterrows():
-            cells = {"model": model, "scale": scale, "n": int(row["n", "first"])}
+            cells = {"model": model, "scale": str(scale), "n": int(row["n", "first"])}
             cells |= {"seeds": int(row["n", "size"]), "extractor": fid[5:-1]}
             for column in METRICS:
                 cells |= {f"{column}_{x}": row[column, x] for x in ("mean", "std")}
             rows.append(cells)
-    save_table(folder / "metrics" / "cfg_scale.csv", rows)
+    save_table(folder / "metrics" / "cfg_scale.csv", rows, "%.5g")
     plot = save_curves(folder / "plots" / "scale.png", curves, real, "guidance scale", fid)
     return {"scale": plot, **figures}
 

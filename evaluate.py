@@ -208,7 +208,7 @@ class Judge:
             wanted = {*KEYS, *columns}
             names = [x for x in rows[0] if x.removesuffix(f"_{self.extractor}") in wanted]
             table = [{name: row[name] for name in names} for row in rows]
-            save_table(folder / "metrics" / f"{name}.csv", table)
+            save_table(folder / "metrics" / f"{name}.csv", table, "%.5g")
         return rows
 
     def save_real(self) -> None:

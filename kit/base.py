@@ -104,18 +104,19 @@ def save_file(path: Path, write) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def save_text(path: Path, text: str) -> None:
     save_file(path, lambda file: file.write(text.encode()))
 
 
-def save_table(path: Path, rows: list[dict]) -> None:
-    """Write a CSV file with a line for each row, five digits of each float."""
+def save_table(path: Path, rows: list[dict], float_format: str | None = None) -> None:
+    """Write a CSV file with a line for each row."""
     import pandas as pd
 
-    options = {"index": False, "float_format": "%.5g", "lineterminator": "\n"}
+    options = {"index": False, "float_format": float_format, "lineterminator": "\n"}
     save_text(path, pd.DataFrame(rows).to_csv(**options))
 
 

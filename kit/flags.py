@@ -35,7 +35,9 @@ def number(kind, least=-math.inf, most=math.inf, multiple=1):
 
     def parse(text: str):
         value = kind(text)
-        if not math.isfinite(value) or not least <= value <= most or value % multiple:
+        if not math.isfinite(value) or not least <= value <= most:
+            raise ValueError
+        if multiple > 1 and value % multiple:
             raise ValueError
         return value
 

@@ -124,7 +124,7 @@ class Run:
             with writing(aside):
                 self.folder.rename(aside)
             print(f"the earlier run is now in {aside}", file=sys.stderr)
-        if not self.drawn_alike():
+        if self.folder.exists() and not self.drawn_alike():
             for path in [*self.images.glob("samples*"), self.metrics / "performance.csv"]:
                 path.unlink(missing_ok=True)
         config, now = self.config, [*self.config.names("sampling"), "scales"]

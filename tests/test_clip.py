@@ -170,7 +170,8 @@ def test_seven_by_any_name_is_a_seven(tiny):
 
 
 def test_tiny_clip_trains_and_writes_what_it_can_read(cli, tmp_path):
-    done = cli("-m kit.tiny_clip --train-steps 3 --out new.pt", tmp_path)
+    env = {"PYTHONPATH": str(base.ROOT)}
+    done = cli("-m kit.tiny_clip --train-steps 3 --out new.pt", tmp_path, env=env)
     assert "zero-shot" in done.stdout
     state = torch.load(tmp_path / "new.pt", weights_only=True)
     assert state["token_embedding.weight"].dtype == torch.float16

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import data_args
 
 import a0_uncond
 import a1_cond
@@ -16,6 +15,7 @@ import a2_clip
 import a3_cfg
 import a4_full
 import common
+from kit import datasets
 
 
 def random_model(script=a4_full, seed=0):
@@ -35,13 +35,12 @@ def unit(n, dim=8, seed=1):
 
 
 class FakeRun:
-    """As much of common.Run as a training loop needs: random images of two classes, an encoder of 8 entries."""
+    """As much of a Run as a training loop needs: random images of two classes, a fake encoder."""
 
-    def __init__(self, steps, batch_size=64):
-        self.n, self.losses = steps, []
-        choices = {"lr": 1e-3, "batch_size": batch_size, "train_steps": steps, "p_uncond": 0.1}
-        choices |= {"ema_decay": 0.999, "z": 64, "gamma": 3.0}
-        self.config, self.device = data_args(**choices), torch.device("cpu")
+    def __init__(self, script, steps, batch_size=64):
+        self.n, self.losses, self.device = steps, [], torch.device("cpu")
+        self.config = script.Config(lr=1e-3, batch_size=batch_size, train_steps=steps)
+        self.config.classes = datasets.DIGITS
         self.encoder = argparse.Namespace(dim=8, encode_text=lambda texts: unit(len(texts)))
 
     def load_data(self):
@@ -214,7 +213,7 @@ def test_the_unconditional_network_depends_on_t():
 @pytest.mark.parametrize("script", [a3_cfg, a4_full])
 def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatch):
     """Through the real training loop, looked at where the loss sees the texts."""
-    seen, run = [], FakeRun(steps=40)
+    seen, run = [], FakeRun(script, steps=40)
     model = script.UNet(script.Config(), 8)
 
     def loss(model_of_text, x_0, alphas_bar):
@@ -233,8 +232,8 @@ def test_a_tenth_of_the_training_texts_become_the_null_vector(script, monkeypatc
 @pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full])
 def test_training_moves_every_weight_and_the_mean_follows_but_lags(script):
     torch.manual_seed(0)
-    run, config = FakeRun(steps=6, batch_size=8), script.Config()
-    model = script.UNet(config) if script is a0_uncond else script.UNet(config, 8)
+    run = FakeRun(script, steps=6, batch_size=8)
+    model = script.UNet(run.config, *[8][: script is not a0_uncond])
     ema, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     script.train(run, model, ema)
     assert set(run.modules) == {"model", "ema", "optimizer"} and len(run.losses) == 6

@@ -453,7 +453,10 @@ def test_compare_alone_measures_what_is_new_or_has_changed_and_nothing_else(copy
 
 
 def test_a_named_extractor_measures_again_what_was_measured_with_another(copy, here, monkeypatch):
-    fake = {"inception": ("inception_v3", lambda pixels: pixels.reshape(len(pixels), -1)[:, ::98])}
+    def few_pixels(pixels):
+        return pixels.reshape(len(pixels), -1)[:, ::98].astype(np.float32)
+
+    fake = {"inception": ("inception_v3", few_pixels)}
     monkeypatch.setattr(evaluate, "pick_extractor", lambda name, tiny: fake[name])
     here("compare.py cgan --extractor inception", copy)
     assert "FID (inception_v3)" in (copy / "results/mnist/compare/report.md").read_text()

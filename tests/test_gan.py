@@ -98,7 +98,7 @@ def test_the_walk_goes_from_the_sample_to_another_one():
 
 def test_the_training_loop_moves_both_networks_and_the_mean_lags():
     torch.manual_seed(0)
-    run, model = FakeRun(steps=5, batch_size=8), cgan.Generator(CONFIG, 8)
+    run, model = FakeRun(cgan, steps=5, batch_size=8), cgan.Generator(CONFIG, 8)
     ema, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     cgan.train(run, model, ema)
     assert {"model", "ema", "discriminator", "optimizer", "optimizer_d"} == set(run.modules)

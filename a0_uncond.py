@@ -41,10 +41,7 @@ class Config(common.Config):
 
 
 class ResBlock(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H, W).
-
-    The condition scales and shifts the features: adaptive group norm.
-    """
+    """(B, c_in, H, W) -> (B, c_out, H, W), modulated by the condition: adaptive group norm."""
 
     def __init__(self, c_in: int, c_out: int, width: int):
         super().__init__()
@@ -139,8 +136,7 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 def sample(model, x_t: torch.Tensor, steps: int, eta: float, generator, film=None) -> torch.Tensor:
     """DDIM (Song et al. 2021): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, a list, is given (t, x_t) of every
-    step.
+    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, a list, is given every (t, x_t).
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     times = torch.linspace(T, 0, steps + 1).round().long().tolist()

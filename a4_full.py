@@ -53,10 +53,7 @@ class Config(common.Config):
 
 
 class ResBlock(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H, W).
-
-    The condition scales and shifts the features: adaptive group norm.
-    """
+    """(B, c_in, H, W) -> (B, c_out, H, W), modulated by the condition: adaptive group norm."""
 
     def __init__(self, c_in: int, c_out: int, width: int):
         super().__init__()
@@ -185,8 +182,7 @@ def guided_v(x_t, t, model: UNet, text: torch.Tensor, scale: float) -> torch.Ten
 def sample(model, x_t: torch.Tensor, steps: int, eta: float, generator, film=None) -> torch.Tensor:
     """DDIM (Song et al. 2021): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, a list, is given (t, x_t) of every
-    step.
+    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, a list, is given every (t, x_t).
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     times = torch.linspace(T, 0, steps + 1).round().long().tolist()
@@ -215,7 +211,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
-    texts = torch.stack([run.encoder.encode_text(group) for group in groups])  # (C, P, dim)
+    texts = torch.stack([run.encode(group) for group in groups])  # (C, P, dim)
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), fused=True)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
@@ -255,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generator, film=None):
         x_T = torch.randn(len(prompts), 1, 28, 28, generator=generator)  # the same on every device
-        v = partial(guided_v, model=ema, text=run.encoder.encode_text(prompts), scale=scale)
+        v = partial(guided_v, model=ema, text=run.encode(prompts), scale=scale)
         return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generator, film)
 
     if config.prompt is None and run.step < config.train_steps:

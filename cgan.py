@@ -54,10 +54,7 @@ class Config(common.Config):
 
 
 class ResBlock(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H, W).
-
-    The condition scales and shifts the features: adaptive group norm.
-    """
+    """(B, c_in, H, W) -> (B, c_out, H, W), modulated by the condition: adaptive group norm."""
 
     def __init__(self, c_in: int, c_out: int, width: int):
         super().__init__()
@@ -115,16 +112,11 @@ class Discriminator(nn.Module):
         c1, c2 = config.widths
         self.features = nn.Sequential(
             nn.PixelUnshuffle(config.patch),
-            nn.Conv2d(config.patch**2, c1, 3, padding=1),  # (B, c1, 14, 14)
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(c1, c2, 3, stride=2, padding=1),  # (B, c2, 7, 7)
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(c2, c2, 3, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Flatten(),
-            nn.Linear(c2 * 7 * 7, 2 * c2),  # (B, 2 c2)
-            nn.LeakyReLU(0.2),
-        )
+            nn.Conv2d(config.patch**2, c1, 3, padding=1), nn.LeakyReLU(0.2),  # (B, c1, 14, 14)
+            nn.Conv2d(c1, c2, 3, stride=2, padding=1), nn.LeakyReLU(0.2),  # (B, c2, 7, 7)
+            nn.Conv2d(c2, c2, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Flatten(), nn.Linear(c2 * 7 * 7, 2 * c2), nn.LeakyReLU(0.2),  # (B, 2 c2)
+        )  # fmt: skip
         self.score = TextProjection(text_dim, 2 * c2)
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -189,7 +181,7 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
-    texts = torch.stack([run.encoder.encode_text(group) for group in groups])  # (C, P, dim)
+    texts = torch.stack([run.encode(group) for group in groups])  # (C, P, dim)
     discriminator = Discriminator(config, run.encoder.dim).to(run.device)
     adam = {"lr": config.lr, "betas": (0.0, 0.99), "fused": True}  # no momentum: R3GAN
     optimizer_g = torch.optim.Adam(model.parameters(), **adam)
@@ -240,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generator, film=None):
         z = torch.randn(2, len(prompts), config.z, generator=generator)  # the same on every device
-        text = run.encoder.encode_text(prompts)
+        text = run.encode(prompts)
         return sample(ema, *z.to(run.device), text, film)
 
     if config.prompt is None and run.step < config.train_steps:

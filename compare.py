@@ -82,14 +82,16 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
     for folder in folders:
         try:
             row = measured(folder, config.dataset).iloc[0]
-        except UserError:
-            new.append(folder)
-            continue
-        as_asked = extractor in (None, row["extractor"])
-        as_asked = as_asked and config.clip in ("auto", row["text_encoder"])
-        (done if as_asked else new).append(row if as_asked else folder)
-    real = config.out / config.dataset / "compare" / "real.npz"
-    if not new and real.exists():
+            if extractor in (None, row["extractor"]) and config.clip in (
+                "auto",
+                row["text_encoder"],
+            ):
+                done.append(row)
+                continue
+        except UserError:  # of no concern: it is measured now
+            pass
+        new.append(folder)
+    if not new and (config.out / config.dataset / "compare" / "real.npz").exists():
         return
     if done:  # like with like
         config.clip = done[0]["text_encoder"]
@@ -127,18 +129,15 @@ def check_measured_alike(table: pd.DataFrame, dataset: str) -> None:
     for column in ("extractor", "text_encoder", "reference"):
         names = table[column].unique()
         if len(names) > 1:
+            listed = f"more than one {column}: {', '.join(map(str, names))}"
             again = f"measure all with one: python evaluate.py --dataset {dataset}"
-            listed = ", ".join(map(str, names))
-            raise UserError(f"runs were measured with more than one {column}: {listed}; {again}")
+            raise UserError(f"runs were measured with {listed}; {again}")
 
 
 def scripts_here() -> list[str]:
     """The names of all models' scripts beside this file."""
-    names = []
-    for file in sorted(ROOT.glob("*.py")):
-        if re.search(r"^class \w+\(common\.Config\)", file.read_text(encoding="utf-8"), re.M):
-            names.append(file.stem)
-    return names
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(ROOT.glob("*.py"))}
+    return [x for x in texts if re.search(r"^class \w+\(common\.Config\)", texts[x], re.M)]
 
 
 # ── Numbers ──
@@ -287,7 +286,7 @@ def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, fid: str,
         figures[model] = save_rows(folder / "images" / f"{model}.png", names, files)
         for scale, row in points.iterrows():
             cells = {"model": model, "scale": str(scale), "n": int(row["n", "first"])}
-            cells |= {"seeds": int(row["n", "size"]), "extractor": fid[5:-1]}
+            cells |= {"seeds": int(row["n", "size"]), "extractor": fid[5:-1]}  # of "FID (...)"
             for column in METRICS:
                 cells |= {f"{column}_{x}": row[column, x] for x in ("mean", "std")}
             rows.append(cells)

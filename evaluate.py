@@ -234,8 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     table = pd.DataFrame(rows).drop(columns=hidden).astype(object)
     table = table.where(table.notna(), None)
     print(table.to_markdown(index=False, floatfmt=".4g", missingval="–"))
-    encoder = f"text encoder {judge.clip.name}"
-    print(f"{len(judge.reference)} real images are the reference; {encoder}")
+    print(f"{len(judge.reference)} real images are the reference; text encoder {judge.clip.name}")
 
 
 if __name__ == "__main__":

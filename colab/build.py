@@ -19,8 +19,7 @@ import os
 %pip install -q clip-anytorch ftfy regex tabulate
 os.makedirs("kit", exist_ok=True)"""
 NEEDS = """This notebook needs no other file, but internet: it fetches MNIST and OpenAI's CLIP
-(350 MB), so its numbers will differ from those above. README and docs of the script's repository
-explain what stands here."""
+(350 MB), so its numbers will differ from those above. The repository's docs explain the rest."""
 FOLDED = (
     "## Plumbing (folded)\n\nRun it in any case. Each cell writes a file; if you change one, run "
 )
@@ -73,7 +72,7 @@ def of_model(name: str) -> list:
 def of_comparison() -> list:
     files = [f"{name}.py" for name in (*MODELS, "evaluate", "compare")]
     cells = head("All models side by side", ast.get_docstring(ast.parse(read("compare.py"))), files)
-    cells.append(new_markdown_cell("## Train\n\nWhat is complete is not done again."))
+    cells.append(new_markdown_cell(TRAIN))
     for name in (*MODELS, "compare"):
         cells.append(new_code_cell(f'import {name}\n\n{name}.main(["--dataset", "mnist"])'))
     return [*cells, new_markdown_cell("## The report"), new_code_cell(REPORT)]

@@ -15,8 +15,7 @@ EMNIST_SPLITS = {  # Cohen et al. 2017
     "byclass": digits + ascii_uppercase + ascii_lowercase,
     "digits": digits,
 }
-DRAWINGS = ["apple", "bicycle", "cat", "eyeglasses", "fish"]
-DRAWINGS += ["house", "rainbow", "star", "train", "tree"]
+DRAWINGS = "apple bicycle cat eyeglasses fish house rainbow star train tree".split()
 CATEGORIES = ROOT / "assets" / "quickdraw_categories.txt"  # not there in a notebook
 
 # ── Phrasings: {} is one of a class's words ──

@@ -72,11 +72,12 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
 
     raw, packed = root / "MNIST" / "raw", [name for name, _ in MNIST.resources]
     unpacked = "train-*-ubyte" if split == "train" else "t10k-*-ubyte"
+
+    def make(download: bool):
+        return MNIST(root, split == "train", download=download)
+
     try:
-        data = from_torchvision(
-            lambda download: MNIST(root, split == "train", download=download),
-            raw, packed, unpacked, MNIST.mirrors,
-        )  # fmt: skip
+        data = from_torchvision(make, raw, packed, unpacked, MNIST.mirrors)
         return data.data, data.targets, "torchvision"
     except UserError as why:
         if not EMBEDDED.exists():

@@ -12,18 +12,8 @@ from pathlib import Path
 
 import torch
 
-from kit.base import (
-    ROOT,
-    Progress,
-    UserError,
-    pick_device,
-    read_table,
-    reading,
-    save_file,
-    save_table,
-    save_text,
-    writing,
-)
+from kit import base
+from kit.base import Progress, UserError, reading
 from kit.datasets import settle_classes
 from kit.flags import Config, plain
 from kit.images import load_dataset
@@ -37,13 +27,14 @@ class Run:
     LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
 
     def __init__(self, config: Config):
-        self.config, self.device = config, pick_device(config.device)
+        self.config, self.device = config, base.pick_device(config.device)
         self.folder = config.out / config.dataset / config.script
         self.last = self.folder / "checkpoints" / "last.pt"
         self.images, self.metrics = self.folder / "images", self.folder / "metrics"
         self.step, self.saved = 0, {}  # saved: what the checkpoint was made with
         self.losses = []  # of each step since the last line of loss.csv: name -> tensor
         self.encoder = None  # a script that reads text puts its own here
+        self.text_vectors = {}  # what encode() has made
         self.facts = {}
         if self.last.exists() and not config.fresh:
             with reading(self.last, "--fresh starts over"):
@@ -91,6 +82,10 @@ class Run:
             self.facts["text_encoder_crc32"] = self.encoder.crc32
         self.check(**self.facts)
 
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        """-> (n, dim), by the script's encoder; see encode_once()."""
+        return encode_once(self.encoder, texts, self.text_vectors)
+
     def load(self, **modules) -> None:
         """Give modules (name -> module or optimiser) the state that the checkpoint has for them."""
         with reading(self.last, "--fresh starts over"):
@@ -121,7 +116,7 @@ class Run:
         self.check(**facts)
         if not self.step and (self.last.exists() or self.images.exists()):
             aside = self.folder.with_name(f".{self.folder.name}_{time.time():.0f}")
-            with writing(aside):
+            with base.writing(aside):
                 self.folder.rename(aside)
             print(f"the earlier run is now in {aside}", file=sys.stderr)
         if self.folder.exists() and not self.drawn_alike():
@@ -141,7 +136,7 @@ class Run:
             **facts,
             **{name: value for name, value in self.saved.items() if name not in now},
         }
-        save_text(self.folder / "config.json", json.dumps(self.saved, indent=2))
+        base.save_text(self.folder / "config.json", json.dumps(self.saved, indent=2))
 
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0.
@@ -167,7 +162,7 @@ class Run:
             rows[-1]["images_per_second"] = f"{images / seconds:.4g}"
             bar.update(images)
             if time.perf_counter() - saved > self.SAVE_EVERY or self.step == total:
-                save_table(self.metrics / "loss.csv", rows)
+                base.save_table(self.metrics / "loss.csv", rows)
                 self.save_checkpoint(modules)
                 saved = time.perf_counter()
             self.losses, start = [], time.perf_counter()
@@ -190,7 +185,7 @@ class Run:
         path, remedy = self.metrics / "loss.csv", "delete it: only the curve so far is lost"
         if not path.exists():
             return []
-        table = read_table(path, ("step", "images_per_second"), remedy, dtype=str)
+        table = base.read_table(path, ("step", "images_per_second"), remedy, dtype=str)
         with reading(path, remedy):
             return table[table["step"].astype(int) <= self.step].to_dict("records")
 
@@ -199,7 +194,7 @@ class Run:
         state |= {"step": self.step, "config": self.saved, "rng": {"random": torch.get_rng_state()}}
         if torch.cuda.is_available():
             state["rng"]["cuda"] = torch.cuda.get_rng_state()
-        save_file(self.last, lambda file: torch.save(state, file))
+        base.save_file(self.last, lambda file: torch.save(state, file))
 
     def restore_rng(self) -> None:
         with reading(self.last, "--fresh starts over"):
@@ -221,7 +216,7 @@ def encode_once(encoder, texts: list[str], known: dict[str, torch.Tensor]) -> to
 
 def git_revision() -> str | None:
     """Of the scripts' own repository, if they are in one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(base.ROOT), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

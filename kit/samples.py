@@ -60,7 +60,10 @@ def draw_all(run: Run, draw, prompts: list[str], scale: float, what: str):
     """-> pixels uint8 (n, 28, 28), images per second. The noise depends on --seed alone.
 
     The speed is the median over batches, without the first one if there are more: it warms up.
+    Prompts are encoded before that.
     """
+    if run.encoder is not None:
+        run.encode(prompts)
     generator, parts, speeds = torch.Generator().manual_seed(run.config.seed), [], []
     with Progress(desc=what, total=len(prompts)) as bar:
         for i in range(0, len(prompts), BATCH):

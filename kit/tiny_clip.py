@@ -25,17 +25,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from kit import datasets
 from kit.base import ROOT, Progress, UserError, cli, pick_device, save_file
 from kit.clip import Clip, clip_pixels, import_clip
-from kit.datasets import (
-    DIGITS,
-    HELDOUT_TEMPLATES,
-    TRAIN_TEMPLATES,
-    class_words,
-    phrasings,
-    settle_classes,
-    which,
-)
+from kit.datasets import TRAIN_TEMPLATES, phrasings
 from kit.flags import DataConfig, flag
 from kit.images import EMBEDDED as DIGIT_IMAGES
 from kit.images import embedded_mnist, load_dataset, to_images
@@ -59,14 +52,14 @@ def load_tiny(config, device: torch.device) -> Clip:
 def tiny_path(config) -> Path:
     if config.dataset == "mnist" and EMBEDDED.parent.exists():
         return EMBEDDED
-    name = json.dumps([config.dataset, which(config)])
+    name = json.dumps([config.dataset, datasets.which(config)])
     name = f"{config.dataset}_{zlib.crc32(name.encode()):08x}.pt"
     return config.data_dir / "tiny_clip" / name
 
 
 def check_learned(clip: Clip, file: Path, config) -> Clip:
     """-> clip, unless it is one of ours that learned to read something else than config says."""
-    embedded = ("mnist", DIGITS) if file.resolve() == EMBEDDED else None
+    embedded = ("mnist", datasets.DIGITS) if file.resolve() == EMBEDDED else None
     dataset, classes = clip.learned or embedded or (config.dataset, config.classes)
     if dataset != config.dataset or {*classes} != {*config.classes}:
         learned = f"{dataset} ({', '.join(classes[:4])}, ...)"
@@ -148,7 +141,7 @@ def train(config, device: torch.device, images: torch.Tensor, labels: torch.Tens
     """images (N, 1, 28, 28), labels (N,) -> the trained model, in evaluation mode."""
     torch.manual_seed(seed)
     encode = import_clip().clip._tokenizer.encode
-    pairs = class_words(config.dataset, config.classes)
+    pairs = datasets.class_words(config.dataset, config.classes)
     words = [[encode(word) for word in pair] for pair in pairs]
     known = {token for pair in words for word in pair for token in word}
     texts = phrasings(config, TRAIN_TEMPLATES)
@@ -197,7 +190,7 @@ def measure(clip: Clip, config, images: torch.Tensor, labels: torch.Tensor) -> d
     """Zero-shot accuracy on images; share of held-out phrasings nearest to the class they name."""
     classes = class_vectors(clip, config)
     asked = []
-    for label, group in enumerate(phrasings(config, HELDOUT_TEMPLATES)):
+    for label, group in enumerate(phrasings(config, datasets.HELDOUT_TEMPLATES)):
         asked.append((clip.encode_text(group) @ classes.T).argmax(1) == label)
     right = (clip.encode_image(images) @ classes.T).argmax(1) == labels.to(classes.device)
     shares = {"zero-shot": right, "held-out phrasings": torch.cat(asked)}
@@ -242,7 +235,7 @@ class Config(DataConfig):
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    settle_classes(config)
+    datasets.settle_classes(config)
     device = pick_device(config.device)
     file = config.out or tiny_path(config)
     print(make(file, config, device, config.train_steps, config.seed))

@@ -41,7 +41,7 @@ class FakeRun:
         self.n, self.losses, self.device = steps, [], torch.device("cpu")
         self.config = script.Config(lr=1e-3, batch_size=batch_size, train_steps=steps)
         self.config.classes = datasets.DIGITS
-        self.encoder = argparse.Namespace(dim=8, encode_text=lambda texts: unit(len(texts)))
+        self.encoder, self.encode = argparse.Namespace(dim=8), lambda texts: unit(len(texts))
 
     def load_data(self):
         return torch.randint(256, (100, 28, 28), dtype=torch.uint8), torch.arange(100) % 2

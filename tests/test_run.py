@@ -122,7 +122,9 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert list(table[0]) == ["parameters", "train_seconds", "train_images_per_second", "scale",
         "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
     assert [row["scale"] for row in table] == ["1.0", "2.0"]
-    assert int(table[0]["parameters"]) == sum(p.numel() for p in a4_full.UNet(a4_full.Config(), 64).parameters())
+    assert int(table[0]["parameters"]) == sum(
+        p.numel() for p in a4_full.UNet(a4_full.Config(), 64).parameters()
+    )
     assert 100 < float(table[0]["peak_memory_mb"]) < 8000
     assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
 

@@ -59,8 +59,7 @@ def cli(main) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        how = "the same command without --fresh goes on from what is on disk"
-        print(f"\nstopped; {how}", file=sys.stderr)
+        print("\nstopped; the same command without --fresh goes on from here", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

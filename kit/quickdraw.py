@@ -102,10 +102,9 @@ def fetch_categories(paths: dict[str, Path], lacking: dict[str, int], per_class:
     stop, title = threading.Event(), f"QuickDraw, {len(lacking)} categories"
     bar = Progress(desc=title, total=sum(lacking.values()), unit="B", unit_scale=True)
     with bar, ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = [
-            pool.submit(fetch_category, url, paths[name], per_class, bar, stop)
-            for name, url in urls.items()
-        ]
+        jobs = []
+        for name, url in urls.items():
+            jobs.append(pool.submit(fetch_category, url, paths[name], per_class, bar, stop))
         try:
             for job in as_completed(jobs):
                 job.result()

@@ -69,9 +69,8 @@ class Run:
             old = self.saved.get(name, value)
             if old != value:
                 old, new = (textwrap.shorten(str(x), 60, placeholder=" ...") for x in (old, value))
-                raise UserError(
-                    f"{self.last} has {name} {old}, not {new}; --fresh or another --out"
-                )
+                wrong = f"{self.last} has {name} {old}, not {new}"
+                raise UserError(f"{wrong}; --fresh or another --out")
 
     def check_model(self, model: torch.nn.Module) -> None:
         """UserError if the run on disk was made with another network or text encoder."""

@@ -82,8 +82,7 @@ def save_samples(run: Run, draw) -> None:
         if file.path.exists() and (file.scale in rows or not costs):
             continue
         prompts, labels = balanced_prompts(run.config, file.templates, file.n)
-        title = f"samples at scale {file.scale:g}"
-        pixels, speed = draw_all(run, draw, prompts, file.scale, title)
+        pixels, speed = draw_all(run, draw, prompts, file.scale, f"samples, scale {file.scale:g}")
         if costs:
             rows[file.scale] = performance(run, file.scale, speed)
             save_table(run.metrics / "performance.csv", list(rows.values()))

@@ -60,7 +60,7 @@ def test_jit_archive_and_state_dict_are_the_same_model(openai_files):
 
 @pytest.fixture
 def clip_host(server, openai_files, monkeypatch, tmp_path):
-    """Serves the JIT archive as ViT-B/32, at an address with its SHA-256 in it; the cache is an empty folder."""
+    """Serves the JIT archive as ViT-B/32, its SHA-256 in the address; the cache is empty."""
     data = (openai_files / "jit.pt").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     (server.root / sha256).mkdir()
@@ -120,8 +120,9 @@ def test_clip_imports_without_pkg_resources_and_leaves_a_real_one_alone():
         "None",
         "sys",
     ):  # None makes `import pkg_resources` fail; sys is any module to find again
-        code = f"import sys; sys.modules['pkg_resources'] = {before}; from kit.clip import import_clip; clip = import_clip(); "
-        code += f"assert sys.modules.get('pkg_resources') is {before} and clip.tokenize(['7']).shape == (1, 77)"
+        code = f"import sys; sys.modules['pkg_resources'] = {before}\n"
+        code += "from kit.clip import import_clip; tokens = import_clip().tokenize(['7'])\n"
+        code += f"assert sys.modules.get('pkg_resources') is {before} and tokens.shape == (1, 77)"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=base.ROOT)
 
 

@@ -1,4 +1,4 @@
-"""The notebooks: fresh, whole, and some run from top to bottom in an empty folder, with local hosts."""
+"""The notebooks: fresh, whole, and some run from top to bottom in an empty folder."""
 
 import ast
 import gzip

@@ -17,7 +17,7 @@ from kit import datasets, images, samples
 
 @pytest.fixture
 def mnist_host(server, monkeypatch):
-    """Serves four .gz files as MNIST's hosts do; -> server, with the arrays it serves in server.arrays."""
+    """Serves four .gz files as MNIST's hosts do; -> server, the arrays in server.arrays."""
     rng, resources, server.arrays = np.random.default_rng(0), [], {}
     for part, n in (("train", 50), ("t10k", 20)):
         server.arrays[part] = rng.integers(0, 256, (n, 28, 28)), rng.integers(0, 10, n)

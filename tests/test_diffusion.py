@@ -118,7 +118,7 @@ def test_every_sampler_returns_the_only_image_there_is(steps, eta):
 
 
 def test_eta_1_over_all_steps_is_the_ddpm_posterior(monkeypatch):
-    """One step of the sampler at t, against mean and variance of q(x_{t-1} | x_t, x_0), DDPM Eq. 6-7."""
+    """One step at t, against mean and variance of q(x_{t-1} | x_t, x_0), DDPM Eq. 6-7."""
     alphas_bar = common.cosine_alphas_bar().double()
     image, t = torch.rand(1, 1, 28, 28) * 1.8 - 0.9, 700
     film = []

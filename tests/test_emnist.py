@@ -1,4 +1,4 @@
-"""EMNIST by the true path: the zip of gzipped IDX files, mirrored, letters counted from 1, from a server or by hand."""
+"""EMNIST by the true path: a zip of gzipped IDX files, mirrored, letters counted from 1."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ from kit.clip import import_clip
 from kit.encoders import load_clip
 
 UPPER, LOWER = range(65, 91), range(97, 123)
-OFFICIAL = {  # split -> ASCII code of each label, from the emnist-<split>-mapping.txt in the official archive
+OFFICIAL = {  # split -> ASCII code of each label, from emnist-<split>-mapping.txt in the archive
     "digits": [*range(48, 58)],
     "letters": [*UPPER],
     "byclass": [*range(48, 58), *UPPER, *LOWER],
@@ -51,7 +51,7 @@ def rendered(character, font="DejaVu Sans", bold=False):
 
 
 def letters(characters, n):
-    """n jittered images of each, from several fonts -> uint8 (N, 28, 28), labels from 0, in turn."""
+    """n jittered images of each, from several fonts -> uint8 (N, 28, 28), labels from 0."""
     torch.manual_seed(0)
     styles = [
         (font, bold)
@@ -66,7 +66,7 @@ def letters(characters, n):
 
 
 def write_archive(path, parts):
-    """parts: name such as letters-train -> images the right way up, labels from 0. -> the archive's MD5."""
+    """parts: letters-train and so on -> upright images, labels from 0. -> the archive's MD5."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, (images, labels) in parts.items():
             mirrored, counted = images.swapaxes(1, 2), labels + name.startswith("letters")
@@ -182,7 +182,7 @@ def test_labels_of_another_split_are_refused(emnist_host, tmp_path):
 
 
 def test_captions_about_other_letters_have_articles_in_them():
-    """A sentence about B may hold "a" and "I", which are letters too; about A, only before the A that is meant."""
+    """A sentence about B may hold "a" and "I", which are letters too; about A, only before it."""
     torch.manual_seed(0)
     encode = import_clip().clip._tokenizer.encode
     words = [
@@ -202,7 +202,7 @@ def test_captions_about_other_letters_have_articles_in_them():
 
 
 def test_digits_are_read_from_emnist_as_the_digits_they_are(emnist_host, tmp_path):
-    """MNIST's digits, packed as EMNIST's, come out as they went in: the embedded CLIP still reads them."""
+    """MNIST's digits, packed as EMNIST's, come out as they went in: the CLIP reads them."""
     pixels, y = (x.numpy() for x in images.embedded_mnist("test"))
     md5 = write_archive(
         emnist_host.root / "gzip.zip", {"digits-train": (pixels, y), "digits-test": (pixels, y)}

@@ -1,4 +1,4 @@
-"""Metrics against what can be worked out by hand, and the two commands over runs whose samples are real digits."""
+"""Metrics against what can be worked out by hand; the two commands over runs of real digits."""
 
 import csv
 import hashlib
@@ -252,7 +252,7 @@ EVALUATE = "evaluate.py --dataset mnist --clip tiny --extractor tiny"
 
 @pytest.fixture(scope="module")
 def measured(cli, tmp_path_factory):
-    """Two models, one with two seeds and a run of other sampling steps -> the folder, what evaluate.py printed."""
+    """Two models, one with two seeds and other sampling steps -> the folder, what was printed."""
     folder = tmp_path_factory.mktemp("measured")
     make_run(folder / "results", "a4_full", blur=0.02, scales=(1.0, 2.0, 10.0))
     make_run(folder / "results" / "seed1", "a4_full", seed=1, blur=0.1, scales=(1.0, 2.0, 10.0))
@@ -320,8 +320,8 @@ def test_the_report_holds_all_of_it(reported):
     text, page = ((folder / "compare" / f"report.{kind}").read_text() for kind in ("md", "html"))
     pictures = [folder / "compare" / link for link in re.findall(r"!\[\w+\]\(([^)]+)\)", text)]
     names = {str(path.resolve().relative_to(folder.resolve())) for path in pictures}
-    assert names == {"compare/grid.png", "compare/loss.png", "compare/speed.png", "compare/steps.png",
-                     "cfg_scale/plots/scale.png", "cfg_scale/images/a4_full.png"}  # fmt: skip
+    study = {"cfg_scale/plots/scale.png", "cfg_scale/images/a4_full.png"}
+    assert names == study | {f"compare/{x}.png" for x in ("grid", "loss", "speed", "steps")}
     assert all(imread(path).std() > 0.02 for path in pictures)
     links = Page(page).links
     assert len(links) == len(pictures) + 1 and all(link.startswith("data:") for link in links)
@@ -384,16 +384,20 @@ def test_the_report_opens_in_a_browser(reported, tmp_path):
     )
     if not chromium:
         pytest.skip("no Chromium here: apt-get install chromium")
-    probe = "<script>onload = () => { document.title = [...document.images].map(i => i.complete && i.naturalWidth > 99 \
-        && i.getBoundingClientRect().width > 99 && getComputedStyle(i).visibility).join(); }</script>"
+    probe = """<script>onload = () => {
+        const seen = i => i.complete && i.naturalWidth > 99 && i.getBoundingClientRect().width > 99
+            && getComputedStyle(i).visibility;
+        document.title = [...document.images].map(seen).join();
+    }</script>"""
     page = tmp_path / "report.html"
     page.write_text(
         (reported[0] / "compare" / "report.html")
         .read_text()
         .replace("</style>", "</style>" + probe)
     )
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path}/profile --enable-logging=stderr"
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    flags += "--disable-background-networking --disable-component-update --enable-logging=stderr "
+    flags += f"--user-data-dir={tmp_path}/profile"
     line = [chromium, *flags.split(), "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert re.search("<title>(.*?)</title>", done.stdout)[1] == ",".join(["visible"] * 6)

@@ -1,4 +1,4 @@
-"""The GAN: its losses against numbers worked out by hand, what its networks depend on, and its training loop."""
+"""The GAN: its losses worked out by hand, what its networks depend on, its training loop."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ CONFIG = cgan.Config()
 
 
 class Linear:
-    """A discriminator whose scores and slopes are known: D(x, text) = <w, x> + the text's first entry."""
+    """Its scores and slopes are known: D(x, text) = <w, x> + the text's first entry."""
 
     def __init__(self, w):
         self.w = torch.tensor(w)

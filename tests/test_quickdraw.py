@@ -1,4 +1,4 @@
-"""QuickDraw: the beginnings of Google's files, fetched by Range; what goes wrong; its names, words and tiny CLIP."""
+"""QuickDraw: the beginnings of Google's files, by Range; what goes wrong; names and words."""
 
 import http.server
 import json
@@ -27,7 +27,7 @@ REAL = (
 
 
 def npy(images, shape=None, descr="|u1", length=80):
-    """A .npy file as Google's are: images (N, 784), a header of 80 bytes, as NumPy wrote it then."""
+    """A .npy file as Google's are: images (N, 784), a header of 80 bytes, as NumPy wrote then."""
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape or images.shape}, }}"
     return (
         b"\x93NUMPY\x01\x00"
@@ -99,7 +99,7 @@ def google(server, monkeypatch):
 
 
 def doodles(name, n=300):
-    """n images (n, 784) that are drawn after their name's letters: a frame, bars where the bits of a hash are set."""
+    """n images (n, 784) drawn after their name's letters: bars where their bits are set."""
     rng, bits = (
         np.random.default_rng(len(name)),
         np.unpackbits(np.frombuffer(name.encode()[:3].ljust(3), np.uint8)),

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a run and its files, going on after a kill, prompts, and bad input."""
+"""The command line as a user meets it: a run and its files, a kill, prompts, bad input."""
 
 import csv
 import importlib
@@ -22,7 +22,8 @@ import a4_full
 import common
 from kit import base, datasets, images
 
-TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3 --scales 1,2"
+TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3"
+TINY += " --scales 1,2"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 OTHER = "--train-steps 40 --batch-size 16 --samples 30"
 OTHERS = {  # script: its other flags at tiny size
@@ -206,7 +207,7 @@ def test_every_script_that_reads_text_draws_a_prompt(others, here, tmp_path, scr
 
 
 def test_the_ladder_shares_its_budget(others, finished):
-    """Same steps, batch, rate, seed and data by default; the networks differ by what the rung adds."""
+    """Same budget, seed and data by default; the networks differ by what the rung adds."""
     defaults = [importlib.import_module(script).Config.parse([]) for script in LADDER]
     shared = "train_steps batch_size lr ema_decay widths patch seed sample_steps eta samples"
     for name in shared.split():
@@ -254,7 +255,7 @@ def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(here, tmp_path
 
 
 def test_scales_share_their_noise(finished):
-    """The prompts are the same at every scale, and guided and plain images of one noise resemble each other."""
+    """The same prompts at every scale; guided and plain images of one noise are alike."""
     files = [np.load(run_folder(finished) / "images" / name) for name in SAMPLES[:2]]
     assert (files[0]["prompts"] == files[1]["prompts"]).all()
     one, two = (file["images"].reshape(30, -1).astype(float) for file in files)
@@ -303,7 +304,7 @@ def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
 def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
     finished, others, tmp_path, offline_env, script
 ):
-    """Kill a run after its first checkpoint, go on, and get the curve and the images of the run nobody killed."""
+    """Kill a run after its first checkpoint, go on, and get what the run nobody killed has."""
     code = f"import sys, common, {script}; common.Run.SAVE_EVERY = 0; {script}.main(sys.argv[1:])"
     flags = TINY.split()[1:] if script == "a4_full" else f"{OTHER} {OTHERS[script]}".split()
     run, whole = (
@@ -371,7 +372,7 @@ def test_a_tilde_is_the_home_folder(copy, here, monkeypatch):
 
 
 def test_a_prompt_is_drawn_with_the_networks_choices_of_its_training(here, tmp_path):
-    """What no flag says is taken from the run: widths here, of which the file says something else."""
+    """What no flag says is taken from the run: widths here, which are others in the file."""
     here("a1_cond.py --widths 16,32 --train-steps 2 --samples 4 --sample-steps 1", tmp_path)
     drawn = here("a1_cond.py --prompt 7 --n 1 --sample-steps 1", tmp_path).stdout
     assert imread(tmp_path / drawn.strip()).std() > 0.01
@@ -580,7 +581,8 @@ def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
 
 
 def test_importing_does_nothing(tmp_path, offline_env):
-    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, kit.tiny_clip, os; assert not os.listdir('.')"
+    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, kit.tiny_clip, os\n"
+    code += "assert not os.listdir('.')"
     env = offline_env | {"PYTHONPATH": str(base.ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True

@@ -137,7 +137,7 @@ def test_neighbours_differ_by_little(one, other):
 
 
 def parts(name):
-    """Every field, function and method of a script -> its syntax tree as text, docstrings and all."""
+    """Every field, function and method of a script -> its syntax tree as text, docs and all."""
     found = {}
     for node in TREES[name].body:
         if isinstance(node, ast.FunctionDef):

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 import common
 import evaluate
-from kit.base import ROOT, UserError, read_table, save_file, save_table, save_text
+from kit.base import ROOT, UserError, read_table, reading, save_file, save_table, save_text
 from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
 from kit.run import read_config
 from kit.samples import load_samples
@@ -46,6 +46,7 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
     "accuracy": ("accuracy", 1, "{:.1%}"),
 }
 COSTS = ["sample_images_per_second", "parameters"]
+NUMBERS = ["scale", "n", *METRICS, "with_wrong_prompts"]
 
 
 @dataclass
@@ -62,16 +63,15 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
     for name in evaluate.TABLES:
         path = folder / "metrics" / f"{name}.csv"
         tables.append(read_table(path, evaluate.KEYS, again))
-    table = pd.concat(tables, axis=1)
-    table = table.loc[:, ~table.columns.duplicated()]
-    extractor = table["extractor"].iloc[0]
-    table.columns = table.columns.str.removesuffix(f"_{extractor}")
-    columns = {column for columns in evaluate.TABLES.values() for column in columns}
     drawn = {zlib.crc32(path.read_bytes()) for path in folder.glob("images/samples_*.npz")}
-    if len({len(part) for part in tables}) > 1 or not columns <= {*table.columns}:
-        raise UserError(f"{folder}/metrics does not fit together; {again}")
-    if drawn != {*table["samples_crc32"].dropna()}:
-        raise UserError(f"{folder} has other samples than were measured; {again}")
+    with reading(folder / "metrics", again):  # it may have been edited
+        table = pd.concat(tables, axis=1)
+        table = table.loc[:, ~table.columns.duplicated()]
+        extractor = table["extractor"].iloc[0]
+        table.columns = table.columns.str.removesuffix(f"_{extractor}")
+        table = table.astype(dict.fromkeys(NUMBERS, float))
+        if drawn != {*table["samples_crc32"].dropna()} or len({*map(len, tables)}) > 1:
+            raise UserError(f"{folder} has other samples than were measured; {again}")
     return table
 
 
@@ -82,10 +82,8 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
     for folder in folders:
         try:
             row = measured(folder, config.dataset).iloc[0]
-            if extractor in (None, row["extractor"]) and config.clip in (
-                "auto",
-                row["text_encoder"],
-            ):
+            same_clip = config.clip in ("auto", row["text_encoder"])
+            if same_clip and extractor in (None, row["extractor"]):
                 done.append(row)
                 continue
         except UserError:  # of no concern: it is measured now
@@ -105,16 +103,15 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
 
 def load_run(folder: Path, dataset: str) -> dict:
     """A run's config, and its rows, with costs where there are some."""
-    table, remedy = measured(folder, dataset), f"run {folder.name}.py again"
-    costs = read_table(folder / "metrics" / "performance.csv", ("scale", *COSTS), remedy)
-    table = table.merge(costs[["scale", *COSTS]], on="scale", how="left")
+    table, path = measured(folder, dataset), folder / "metrics" / "performance.csv"
+    remedy = f"delete it and run {folder.name}.py again"
+    costs = read_table(path, ("scale", *COSTS), remedy)
+    with reading(path, remedy):
+        costs = costs[["scale", *COSTS]].astype(float)
+    table = table.merge(costs, on="scale", how="left")
     table.loc[table["phrasings"] == "held out", COSTS] = np.nan
-    config = {
-        "family": "diffusion",
-        "description": "",
-        "has_guidance": False,
-        **read_config(folder),
-    }
+    config = {"family": "diffusion", "description": "", "has_guidance": False}
+    config |= read_config(folder)
     return {"folder": folder, "script": folder.name, "config": config, "rows": table}
 
 

@@ -129,8 +129,8 @@ def read_table(path: Path, columns: tuple[str, ...], remedy: str, dtype=None):
             raise ValueError("cut short")
         table = pd.read_csv(io.StringIO(text), dtype=dtype)
         missing = [name for name in columns if name not in table]
-        if missing:
-            raise ValueError(f"no column {missing[0]}")
+        if missing or table.empty:
+            raise ValueError(f"no column {missing[0]}" if missing else "no rows")
     return table
 
 

@@ -51,6 +51,8 @@ class Run:
         self.clip = config.clip  # its name: that of --clip, or else of the run on disk
         if self.clip == "auto":
             self.clip = self.saved.get("text_encoder") or "auto"
+        elif not Path(self.clip).expanduser().is_file():  # a file is compared when it is read
+            self.check(text_encoder=self.clip)
 
     def take_over_choices(self) -> None:
         """For --prompt: what no flag says is as in training. UserError without a training."""
@@ -227,4 +229,4 @@ def read_config(folder: Path) -> dict:
     path = folder / "config.json"
     with reading(path, "run its script again"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {"classes": config["classes"], **config}
+        return {"classes": config["classes"], "seed": config["seed"], **config}

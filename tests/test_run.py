@@ -429,6 +429,7 @@ BAD = {
         ["--prompt", "7", "--clip", str(base.ROOT / "assets/tiny_clip.pt")],
         "text_encoder tiny",
     ),
+    "another clip for a run that is complete": (TINY.split()[1:] + ["--clip", "RN50"], "tiny, not"),
     "other training": (TINY.split()[1:] + ["--lr", "0.1"], "lr 0.003"),
     "no such output folder": (["--out", "/dev/null/x"], "/dev/null"),
 }

@@ -131,11 +131,15 @@ def test_a_run_leaves_the_files_of_the_design(finished):
 
 
 @pytest.fixture(scope="module")
-def others(cli, tmp_path_factory):
-    """One folder with a finished run of each of the other scripts, at tiny size."""
-    folder = tmp_path_factory.mktemp("others")
+def others(offline_env, tmp_path_factory):
+    """One folder with a finished run of each of the other scripts, at tiny size, by one process."""
+    folder, env = tmp_path_factory.mktemp("others"), offline_env | {"PYTHONPATH": str(base.ROOT)}
+    code = [f"import {', '.join(OTHERS)}"]
     for script, flags in OTHERS.items():
-        cli(f"{script}.py {OTHER} {flags}", folder)
+        code.append(f"{script}.main({f'{OTHER} {flags}'.split()})")
+    line = [sys.executable, "-c", "\n".join(code)]
+    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -302,7 +306,7 @@ def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
 
 @pytest.mark.parametrize("script", ["a4_full", "cgan"])
 def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
-    finished, others, tmp_path, offline_env, script
+    finished, others, tmp_path, offline_env, here, script
 ):
     """Kill a run after its first checkpoint, go on, and get what the run nobody killed has."""
     code = f"import sys, common, {script}; common.Run.SAVE_EVERY = 0; {script}.main(sys.argv[1:])"
@@ -321,10 +325,7 @@ def test_same_seed_same_file_and_going_on_after_sigkill_changes_nothing(
     assert process.wait() == -signal.SIGKILL
     step = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
     assert 0 < step < (60 if script == "a4_full" else 40)
-    done = subprocess.run(
-        [sys.executable, "-c", code, *flags], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and f"from step {step}" in done.stderr
+    assert f"from step {step}" in here([f"{script}.py", *flags], tmp_path).stderr
     for path in (whole / "images").glob("*.npz"):
         assert (run / "images" / path.name).read_bytes() == path.read_bytes()
     curves = [
@@ -518,7 +519,8 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tmp_path, offline_en
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    line = [sys.executable, str(base.ROOT / "a4_full.py"), *TINY.split()[1:]]
+    flags = "--clip tiny --train-steps 2 --samples 2 --sample-steps 1".split()
+    line = [sys.executable, str(base.ROOT / "a4_full.py"), *flags]
     done = subprocess.run(
         line, cwd=tmp_path, env=offline_env, capture_output=True, text=True, preexec_fn=limit
     )

@@ -62,7 +62,6 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
         source = source.replace(old, new)
     (clone / "a5_mine.py").write_text(source, encoding="utf-8")
 
-    assert "--strength STRENGTH   my own (default 0.5)" in type_in("a5_mine.py --help").stdout
     type_in(f"a3_cfg.py {SMALL}")
     type_in(f"a5_mine.py {SMALL} --strength 0.7")
     config = json.loads((clone / "results/mnist/a5_mine/config.json").read_text())

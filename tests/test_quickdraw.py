@@ -75,7 +75,8 @@ class Google(http.server.BaseHTTPRequestHandler):
             self.wfile.write(
                 part[: len(part) // 2] if fault == "stops" or fault == "stops once" else part
             )
-            server.fault = None if fault == "stops once" else fault
+            if fault == "stops once":
+                server.fault = None
         server.busy -= 1
 
 

@@ -98,7 +98,7 @@ def add_flag(parser: Parser, field: dataclasses.Field, hint) -> None:
     if isinstance(default, tuple):
         default = ",".join(f"{value:g}" for value in default)
     text = facts.get("help", "")
-    if default not in (None, False, "", dataclasses.MISSING):
+    if default not in (None, "", dataclasses.MISSING) and default is not False:
         others = [f", {name} {value}" for name, value in facts.get("of_dataset", {}).items()]
         text += f" (default {default}{''.join(others)})"
     options = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}

@@ -201,7 +201,7 @@ def measure(clip: Clip, config, images: torch.Tensor, labels: torch.Tensor) -> d
 
 def real_images(config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """-> images in [-1, 1], labels. Of MNIST the embedded: assets/tiny_clip.pt was made of them."""
-    if config.dataset == "mnist" and DIGIT_IMAGES.exists():
+    if config.dataset == "mnist" and DIGIT_IMAGES[split].exists():
         pixels, labels = embedded_mnist(split)
     else:
         pixels, labels, _ = load_dataset(config, split)

@@ -2,20 +2,28 @@
 
 Command   python evaluate.py --dataset mnist
           every run in results/mnist and results/*/mnist, or those named
-Writes    metrics/fid_scores.csv, mse_diversity.csv and clip_sim_scores.csv of each run; prints all
-          as one table
-Metrics   FID (Heusel et al. 2017), precision (Kynkäänniemi et al. 2019), coverage (Naeem et al.
-          2020): on features of Inception v3, or else of tiny CLIP, scaled so that their FID is
-          1000 times that of its embeddings
-          diversity: mean squared difference of two images of a class; of_real: as a share of real
-          images'; clip_similarity: cosine of image and prompt; accuracy: tiny CLIP reads the class
-          that was asked for
+Writes    metrics/fid_scores.csv, mse_diversity.csv and clip_sim_scores.csv of each run, and a
+          judged_*.npz for each sample file; prints all as tables. What takes long is kept in
+          data/features, so that a second time is short
+Judge     a small CNN (kit/judge.py) that learned from real images alone: it reads the class of
+          each image, and FID is made of its features where Inception v3 cannot be had
+Held out  half of the images that nothing was trained on are the reference; the other half are
+          measured as if a model had made them
+Metrics   FID (Heusel et al. 2017), KID (Binkowski et al. 2018), density and coverage (Naeem et al.
+          2020): features of the images against those of the reference
+          mse_diversity: mean squared difference of two images of a class, over pixels from 0 to 1;
+          of_real: as a share of real images'
+          train_on_samples: how many held-out real images a classifier reads right that learned
+          from the generated ones; copied: share of images that repeat a training image
+          clip_similarity: cosine of image and prompt; accuracy: the share that the judge reads as
+          what was asked for
 Floors    The same for real images outside the reference, for noise, and (similarity) for prompts
           of other classes
 """
 
 import sys
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,21 +32,28 @@ import pandas as pd
 import torch
 
 import common
-from kit.base import UserError, pick_device, save_table
+from kit import judge, metrics
+from kit.base import Progress, UserError, pick_device, save_table
 from kit.datasets import DATASETS, OWNERS
 from kit.flags import Flags, flag
-from kit.metrics import mse_diversity, precision_coverage, wrong_prompts
+from kit.images import embedded_mnist
 from kit.run import encode_once, read_config
 from kit.samples import balanced_prompts, load_samples, save_arrays
-from kit.tiny_clip import class_vectors
 
-REFERENCE = 5000  # real images that others are compared with, at most
+REFERENCE = 5000  # held-out images that others are compared with, at most
+LEAST = 200  # with fewer images in the reference FID and its like mean nothing
+TAUGHT = 500  # fewer images teach no classifier
+SHOWN = 26  # images of a file that a picture shows beside their nearest training images
 KEYS = ("model", "phrasings", "scale", "n", "seed", "extractor", "text_encoder")
-TABLES = {  # file -> its columns, besides KEYS
-    "fid_scores": ("fid", "precision", "coverage", "reference", "samples_crc32"),
-    "mse_diversity": ("mse_diversity", "of_real", "least_of_real", "least_class"),
-    "clip_sim_scores": ("clip_similarity", "with_wrong_prompts", "accuracy"),
-}
+TABLES = {  # file -> its columns, besides KEYS; those of DISTANCES have the extractor in their name
+    "fid_scores": ("fid", "kid", "kid_se", "density", "coverage", "reference", "samples_crc32",
+                   "judge_crc32"),
+    "mse_diversity": ("mse_diversity", "of_real", "least_of_real", "least_class",
+                      "train_on_samples", "copied"),
+    "clip_sim_scores": ("clip_similarity", "with_wrong_prompts", "accuracy", "accuracy_low",
+                        "accuracy_high"),
+}  # fmt: skip
+DISTANCES = TABLES["fid_scores"][:5]
 
 
 @dataclass
@@ -48,7 +63,7 @@ class Config(Flags):
     models: list[str] = flag((), "for example a4_full; none: every run found", use="positional")
     dataset: str = flag("mnist", "whose runs", choices=DATASETS)
     out: Path = flag(Path("results"), "where runs are kept")
-    extractor: str = flag("auto", "of FID's features", choices=("auto", "inception", "tiny"))
+    extractor: str = flag("auto", "of FID's features", choices=("auto", "inception", "judge"))
     clip: str = flag("auto", "for clip_similarity, as the models' flag")
     device: str = flag("auto", "cpu, cuda, ...")
     data_dir: Path = flag(Path("data"), "where data sets are kept")
@@ -88,122 +103,289 @@ def find_runs(config: Config) -> list[Path]:
     return [folder for folder in found if learned[folder] == chosen]
 
 
+# ── Like with like ──
+
+
+def settings(config: dict) -> dict[str, str | None]:
+    """What must be alike in runs that are compared, of a config.json; None: it has no such choice.
+
+    A script without --clip has no text, or an encoder of its own, which is its idea.
+    """
+    encoder = f"{config.get('text_encoder')} (CRC-32 {config.get('text_encoder_crc32') or 0:08x})"
+    sampling = f"{config.get('sample_steps', 1)} steps"
+    if "eta" in config:
+        sampling += f", eta {config['eta']:g}"
+    return {
+        "data": f"{config.get('data_source')}, {config.get('image_count')} images",
+        "text encoder": encoder if "clip" in config else None,
+        "training": f"{config.get('train_steps')} steps of {config.get('batch_size')} images",
+        "sampling": sampling,
+    }
+
+
+def like_with_like(configs: dict[str, dict]) -> list[tuple[str, list[str]]]:
+    """Runs (name -> config.json) by settings() -> for each group a line about it, and its names.
+
+    First come those that have all of the commonest settings.
+    """
+    found, common_ones = {name: settings(config) for name, config in configs.items()}, {}
+    for what in settings({}):
+        counts = Counter(run[what] for run in found.values() if run[what])
+        common_ones[what] = counts.most_common(1)[0][0] if counts else None
+    groups = {}
+    for name, run in found.items():
+        others = {what: run[what] for what in run if run[what] not in (None, common_ones[what])}
+        groups.setdefault(tuple(others.items()), []).append(name)
+    lines = []
+    for others, names in sorted(groups.items(), key=lambda group: len(group[0])):
+        line = "; ".join(f"{what}: {value}" for what, value in common_ones.items() if value)
+        if others:
+            unlike = [f"{what}: {value}, not {common_ones[what]}" for what, value in others]
+            line = f"Not quite comparable with the others: {'; '.join(unlike)}"
+        lines.append((line, names))
+    return lines
+
+
 # ── Measuring ──
 
 
-def pick_extractor(name: str, tiny):
-    """name: auto, inception or tiny -> its name in columns, and a function.
+def pick_extractor(name: str, judge_network: judge.Judge, device):
+    """name: auto, inception or judge -> its name in columns, and a function.
 
     The function makes features (n, d) of pixels uint8 (n, 28, 28).
     """
-    if name != "tiny":
+    if name != "judge":
         try:
-            return "inception_v3", common.inception_features(tiny.device)
+            return "inception_v3", common.inception_features(device)
         except UserError as error:
             if name != "auto":
                 raise
-            print(f"FID: {error}; using the features of tiny CLIP", file=sys.stderr)
-    return "tiny_clip", lambda pixels: embed(tiny, pixels) * 1000**0.5
+            print(f"FID: {error}; using the features of the judge", file=sys.stderr)
+    return "judge", lambda pixels: judge_network.see(pixels)[0]
 
 
-def embed(clip, pixels: np.ndarray) -> np.ndarray:
-    """pixels uint8 (n, 28, 28) -> (n, dim), rows of length 1."""
-    return clip.encode_image(common.to_images(torch.from_numpy(pixels))).cpu().numpy()
+def round_the_classes(pixels, labels, classes: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """As many images of each class, chosen by chance, at most so many in all, in turn."""
+    each = min(most // classes, labels.bincount(minlength=classes).min().item())
+    generator, chosen = torch.Generator().manual_seed(0), []
+    for label in range(classes):
+        group = (labels == label).nonzero()[:, 0]
+        chosen.append(group[torch.randperm(len(group), generator=generator)[:each]])
+    chosen = torch.stack(chosen, 1).flatten()
+    return pixels[chosen].numpy(), labels[chosen].numpy()
 
 
-class Judge:
-    """Measures images against real ones: of each class as many are the reference as calibrate."""
+def crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+
+
+class Evaluator:
+    """Measures images against held-out real ones."""
 
     def __init__(self, config: Config):
-        device = pick_device(config.device)
         self.config, self.names = config, config.classes
-        self.tiny = common.load_clip("tiny", config, device)
-        self.clip = common.load_clip(config.clip, config, device)
-        self.extractor, self.features = pick_extractor(config.extractor, self.tiny)
-        self.classes = class_vectors(self.tiny, config).cpu().numpy()
-        self.text_vectors, self.floors = {}, {}
-        images, labels, _ = common.load_dataset(config)
-        half = min(REFERENCE // len(self.names), labels.bincount().min().item() // 2)
-        torch.manual_seed(0)
-        groups = [(labels == label).nonzero()[:, 0] for label in range(len(self.names))]
-        chosen = [group[torch.randperm(len(group))[: 2 * half]] for group in groups]
-        pixels = images[torch.stack(chosen, 1).flatten()].numpy()  # round the classes
-        self.reference = self.features(pixels[: len(pixels) // 2])
-        self.real = pixels[len(pixels) // 2 :]
-        prompts, labels = balanced_prompts(config, common.TRAIN_TEMPLATES, len(self.real))
-        self.labels, self.prompts = labels.numpy(), np.array(prompts)
-        self.diversity = mse_diversity(self.real, self.labels)
+        self.device = pick_device(config.device)
+        self.judge = judge.load_judge(config, self.device)
+        self.clip = common.load_clip(config.clip, config, self.device)
+        self.extractor, self.extract = pick_extractor(config.extractor, self.judge, self.device)
+        self.text_vectors, self.floors, self.trainings = {}, {}, {}
+        pixels, labels, _ = common.load_dataset(config, "test")
+        self.held_out = round_the_classes(pixels, labels, len(self.names), 2 * REFERENCE)
+        half = len(self.held_out[0]) // (2 * len(self.names)) * len(self.names)
+        if not half:
+            few = self.names[int(labels.bincount(minlength=len(self.names)).argmin())]
+            raise UserError(f"{config.dataset}: {few} has fewer than 2 held-out images")
+        self.diversity = metrics.mse_diversity(*self.held_out)
+        self.reference = self.features(self.held_out[0][:half])
+        if half < LEAST:
+            print(
+                f"only {half} held-out images are the reference: FID, KID, density and coverage "
+                f"are left empty (they take {LEAST})",
+                file=sys.stderr,
+            )
+        pixels, labels = (array[half : 2 * half] for array in self.held_out)
+        prompts, _ = balanced_prompts(config, common.TRAIN_TEMPLATES, half)
+        self.real = {"pixels": pixels, "labels": labels, "prompts": np.array(prompts)}
 
-    def measure(self, pixels: np.ndarray, labels: np.ndarray, prompts: np.ndarray) -> dict:
-        """All columns for images uint8 (n, 28, 28).
+    # What takes long
 
-        Labels of -1: nothing was asked for, so the class is the one that is read.
+    def kept(self, name: str, of: list[np.ndarray], compute) -> dict[str, np.ndarray]:
+        """compute()'s arrays, or those that it gave before for what has the same content."""
+        content = "_".join(f"{crc32(array):08x}" for array in of)
+        path = self.config.data_dir / "features" / f"{name}_{content}.npz"
+        try:
+            with np.load(path) as file:
+                return dict(file)
+        except Exception:  # missing, or damaged in one of many ways: it is made again
+            arrays = compute()
+            save_arrays(path, arrays)
+            return arrays
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        name = self.extractor
+        if name == "judge":
+            name += f"_{self.judge.crc32:08x}"
+        return self.kept(name, [pixels], lambda: {"features": self.extract(pixels)})["features"]
+
+    def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The training images and labels of a run, by its config.json; None if they are gone."""
+        key = run.get("data_source"), run.get("image_count")
+        if key not in self.trainings:
+            if key[0] == "embedded":
+                pixels, labels = embedded_mnist("train")
+                found = "embedded", len(pixels)
+            else:
+                pixels, labels, source = common.load_dataset(self.config)
+                found = source, len(pixels)
+            self.trainings[key] = (pixels, labels) if found == key else None
+            if found != key:
+                lost = f"learned from {key[1]} images ({key[0]}), not from the {found[1]} here"
+                print(f"{run.get('script')} {lost}: no copied share", file=sys.stderr)
+        return self.trainings[key]
+
+    def look(self, arrays: dict, training) -> dict[str, np.ndarray]:
+        """arrays: pixels, labels, prompts -> with all that is known of each image by itself."""
+        pixels = arrays["pixels"]
+        look = {**arrays, "features": self.features(pixels)}
+        name = f"read_{self.judge.crc32:08x}"
+        look |= self.kept(name, [pixels], lambda: {"read": self.judge.see(pixels)[1]})
+        if training is not None:
+            others = training[0].numpy()
+            names = "nearest", "distances"
+            look |= self.kept(
+                "nearest",
+                [pixels, others],
+                lambda: dict(zip(names, metrics.nearest(pixels, others))),
+            )
+        return look
+
+    def distances(self, features: np.ndarray) -> dict[str, float]:
+        """FID and the others of DISTANCES; density and coverage with as many on both sides."""
+        real, n = self.reference, min(len(features), len(self.reference))
+        if len(real) < LEAST:
+            return dict.fromkeys(DISTANCES, np.nan)
+
+        def compute():
+            values = [common.frechet_distance(features, real), *metrics.kid(features, real)]
+            values += metrics.density_coverage(real[:n], features[:n]) if n > 5 else [np.nan] * 2
+            return {"values": np.array(values)}
+
+        values = self.kept("distances", [features, real], compute)["values"]
+        return dict(zip(DISTANCES, values.tolist()))
+
+    def taught(self, pixels: np.ndarray, labels: np.ndarray) -> float:
+        """The share of held-out images that is read right by one that learned from these images.
+
+        Ravuri & Vinyals 2019. In six turns through 2,000 of them.
         """
-        features, tiny = self.features(pixels), embed(self.tiny, pixels)
-        read, asked = (tiny @ self.classes.T).argmax(1), labels.min() >= 0
-        precision, coverage = precision_coverage(self.reference, features)
-        diversity = mse_diversity(pixels, labels if asked else read) or {0: np.nan}
+        if len(pixels) < TAUGHT or labels.min() < 0:
+            return np.nan
+
+        def compute():
+            data, steps = (torch.from_numpy(pixels), torch.from_numpy(labels)), len(pixels) // 20
+            pupil = judge.train(*data, len(self.names), max(100, steps), 0, self.device)
+            return {"share": (pupil.see(self.held_out[0])[1] == self.held_out[1]).mean()}
+
+        recipe = np.frombuffer(Path(judge.__file__).read_bytes(), np.uint8)
+        return float(
+            self.kept("taught", [pixels, labels, *self.held_out, recipe], compute)["share"]
+        )
+
+    def similarity(self, look: dict) -> tuple[float, float]:
+        """CLIP's of images and their prompts, and of images and the prompts of other classes."""
+        clip, pixels, prompts = f"clip_{self.clip.crc32:08x}", look["pixels"], look["prompts"]
+
+        def embed():
+            images = common.to_images(torch.from_numpy(pixels))
+            return {"embeddings": self.clip.encode_image(images).cpu().numpy()}
+
+        def compute():
+            images = self.kept(clip, [pixels], embed)["embeddings"]
+            vectors = encode_once(self.clip, prompts.tolist(), self.text_vectors).cpu().numpy()
+            return {"values": np.array(metrics.similarity(images, vectors, look["labels"]))}
+
+        of = [pixels, look["labels"], prompts]
+        return tuple(self.kept(f"similarity_{clip}", of, compute)["values"].tolist())
+
+    # One row
+
+    def measure(self, look: dict, taught: float) -> dict:
+        """All columns. Labels of -1: nothing was asked for, so the class is the one that is read.
+
+        taught: of a classifier that learned from these images; see taught().
+        """
+        pixels, labels, read = look["pixels"], look["labels"], look["read"]
+        asked, n = labels.min() >= 0, len(labels)
+        distances = self.distances(look["features"])
+        diversity = metrics.mse_diversity(pixels, labels if asked else read) or {0: np.nan}
         of_real = {label: value / self.diversity[label] for label, value in diversity.items()}
         least = min(of_real, key=of_real.get)
-        row = {
+        right, similar = np.nan, (np.nan, np.nan)
+        if asked:
+            right, similar = float((read == labels).mean()), self.similarity(look)
+        low, high = metrics.wilson(right, n)
+        return {
             # Two extractors share no column.
-            f"fid_{self.extractor}": common.frechet_distance(features, self.reference),
-            f"precision_{self.extractor}": precision,
-            f"coverage_{self.extractor}": coverage,
+            **{f"{name}_{self.extractor}": value for name, value in distances.items()},
             "reference": len(self.reference),
             "extractor": self.extractor,
+            "judge_crc32": f"{self.judge.crc32:08x}",
             "text_encoder": self.clip.name,
             "mse_diversity": float(np.mean([*diversity.values()])),
             "of_real": float(np.mean([*of_real.values()])),
             "least_of_real": of_real[least],
             "least_class": self.names[least],
-            "clip_similarity": np.nan,
-            "with_wrong_prompts": np.nan,
-            "accuracy": np.nan,
+            "train_on_samples": taught,
+            "copied": metrics.copied(look["distances"]) if "distances" in look else np.nan,
+            "clip_similarity": similar[0],
+            "with_wrong_prompts": similar[1],
+            "accuracy": right,
+            "accuracy_low": low,
+            "accuracy_high": high,
         }
-        if asked:
-            same = self.clip.crc32 == self.tiny.crc32
-            seen = tiny if same else embed(self.clip, pixels)
-            row["clip_similarity"] = self.similarity(seen, prompts)
-            row["with_wrong_prompts"] = self.similarity(seen, wrong_prompts(labels, prompts))
-            row["accuracy"] = float((read == labels).mean())
-        return row
 
-    def similarity(self, seen: np.ndarray, prompts: np.ndarray) -> float:
-        """Mean cosine between images, given as their embeddings (n, dim), and their prompts."""
-        vectors = encode_once(self.clip, prompts.tolist(), self.text_vectors).cpu().numpy()
-        return float((seen * vectors).sum(1).mean())
-
-    def calibrate(self, n: int) -> list[dict]:
+    def calibrate(self, n: int, training) -> list[dict]:
         """Rows of n real images and of n of noise, in place of a model's."""
-        n = min(n, len(self.real))
-        if n not in self.floors:
-            noise = np.random.default_rng(0).integers(0, 256, (n, 28, 28), np.uint8)
-            self.floors[n] = []
-            for name, pixels in {"real images": self.real[:n], "noise": noise}.items():
-                head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0}
-                row = self.measure(pixels, self.labels[:n], self.prompts[:n])
-                self.floors[n].append({**head, "samples_crc32": "", **row})
-        return self.floors[n]
+        n, key = min(n, len(self.real["labels"])), id(training)
+        if (n, key) in self.floors:
+            return self.floors[n, key]
+        noise = np.random.default_rng(0).integers(0, 256, (n, 28, 28), np.uint8)
+        rows, real = [], {name: array[:n] for name, array in self.real.items()}
+        for name, arrays in {"real images": real, "noise": {**real, "pixels": noise}}.items():
+            head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0}
+            lesson = arrays["pixels"], arrays["labels"]
+            if name == "real images" and training is not None:  # held-out ones teach nothing here
+                lesson = round_the_classes(*training, len(self.names), n)
+            row = self.measure(self.look(arrays, training), self.taught(*lesson))
+            rows.append({**head, "samples_crc32": "", **row})
+        self.floors[n, key] = rows
+        return rows
 
-    def judge(self, folder: Path) -> list[dict]:
-        """Measure all samples of a run and write its CSV files -> their rows, joined."""
-        seed, rows = read_config(folder)["seed"], []
+    # A run
+
+    def judge_run(self, folder: Path) -> list[dict]:
+        """Measure all samples of a run and write what is measured -> the rows of its CSV files."""
+        config, rows = read_config(folder), []
+        training = self.training(config)
         files = sorted(folder.glob("images/samples_*.npz"))
-        for path in sorted(files, key=lambda path: "heldout" in path.name):
-            images, labels, prompts = load_samples(path)
+        files = sorted(files, key=lambda path: "heldout" in path.name)
+        for path in Progress(files, folder.name, unit="file", leave=False):
+            pixels, labels, prompts = load_samples(path)
             phrasings = "held out" if "heldout" in path.name else "trained"
             head = {
                 "model": folder.name,
                 "phrasings": "none" if labels.min() < 0 else phrasings,
                 "scale": path.stem.split("_w")[1],
-                "n": len(images),
-                "seed": seed,
+                "n": len(pixels),
+                "seed": config["seed"],
                 "samples_crc32": zlib.crc32(path.read_bytes()),
             }
-            rows.append({**head, **self.measure(images, labels, prompts)})
+            look = self.look({"pixels": pixels, "labels": labels, "prompts": prompts}, training)
+            taught = self.taught(pixels, labels) if "heldout" not in path.name else np.nan
+            rows.append({**head, **self.measure(look, taught)})
+            self.save_judged(folder, path, look, training)
         for n in sorted({row["n"] for row in rows}):
-            rows += self.calibrate(n)
+            rows += self.calibrate(n, training)
         for name, columns in TABLES.items():
             wanted = {*KEYS, *columns}
             names = [x for x in rows[0] if x.removesuffix(f"_{self.extractor}") in wanted]
@@ -211,30 +393,43 @@ class Judge:
             save_table(folder / "metrics" / f"{name}.csv", table, "%.5g")
         return rows
 
+    def save_judged(self, folder: Path, path: Path, look: dict, training) -> None:
+        """What compare.py draws of one sample file: classes read, the nearest training images."""
+        judged = {"read": look["read"]}
+        if training is not None:
+            real = self.look({"pixels": self.real["pixels"]}, training)["distances"]
+            judged |= {"distances": look["distances"], "real_distances": real}
+            judged["nearest"] = training[0].numpy()[look["nearest"][:SHOWN, 0]]
+        save_arrays(folder / "metrics" / path.name.replace("samples", "judged"), judged)
+
     def save_real(self) -> None:
         """The first real images, for compare.py."""
         n = max(260, len(self.names))
-        real = {"images": self.real, "labels": self.labels, "prompts": self.prompts}
         path = self.config.out / self.config.dataset / "compare" / "real.npz"
+        real = {"images": self.real["pixels"], **self.real}
+        del real["pixels"]
         save_arrays(path, {name: array[:n] for name, array in real.items()})
 
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    folders = find_runs(config)
-    judge, rows = Judge(config), []
-    for folder in folders:
-        for row in judge.judge(folder):
-            if row["scale"]:  # the floors come once, at the end
-                rows.append({**row, "model": folder.relative_to(config.out)})
-    judge.save_real()
-    for n in sorted(judge.floors):
-        rows += judge.floors[n]
-    hidden = ["reference", "extractor", "mse_diversity", "text_encoder", "samples_crc32"]
-    table = pd.DataFrame(rows).drop(columns=hidden).astype(object)
-    table = table.where(table.notna(), None)
-    print(table.to_markdown(index=False, floatfmt=".4g", missingval="–"))
-    print(f"{len(judge.reference)} real images are the reference; text encoder {judge.clip.name}")
+    folders = {str(folder.relative_to(config.out)): folder for folder in find_runs(config)}
+    evaluator = Evaluator(config)
+    rows = {name: evaluator.judge_run(folder) for name, folder in folders.items()}
+    evaluator.save_real()
+    hidden = ["reference", "extractor", "text_encoder", "samples_crc32", "judge_crc32", "seed"]
+    configs = {name: read_config(folder) for name, folder in folders.items()}
+    for line, names in like_with_like(configs):
+        shown, floors = [], {}
+        for name in names:
+            shown += [{**row, "model": name} for row in rows[name] if row["scale"]]
+            floors |= {(row["model"], row["n"]): row for row in rows[name] if not row["scale"]}
+        table = pd.DataFrame([*shown, *floors.values()]).drop(columns=hidden).astype(object)
+        table = table.where(table.notna(), None)
+        print(f"{line}\n")
+        print(f"{table.to_markdown(index=False, floatfmt='.4g', missingval='–')}\n")
+    reference = f"{len(evaluator.reference)} held-out images are the reference"
+    print(f"{reference}; text encoder {evaluator.clip.name}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What differs between data sets: classes, the words for them, and the phrasings of prompts."""
 
 import difflib
+import json
 import re
+import zlib
 from string import ascii_lowercase, ascii_uppercase, digits
 
 from kit.base import ROOT, UserError
@@ -104,6 +106,12 @@ def phrasings(config, templates: dict[str, list[str]]) -> list[list[str]]:
 def which(config) -> dict:
     """The choices of images within a data set, as config.json keeps them."""
     return {name: getattr(config, name) for name in OWNERS}
+
+
+def file_name(config) -> str:
+    """Of what is trained once for just these images: another one for other classes."""
+    name = json.dumps([config.dataset, which(config)])
+    return f"{config.dataset}_{zlib.crc32(name.encode()):08x}.pt"
 
 
 def settle_classes(config) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from kit.base import ROOT, UserError, one_line, reachable, reading, time_limit
 from kit.datasets import EMNIST_SPLITS
@@ -38,6 +39,19 @@ def to_images(pixels: torch.Tensor) -> torch.Tensor:
 def to_pixels(images: torch.Tensor) -> np.ndarray:
     """images (n, 1, H, W) in [-1, 1] -> pixels uint8 (n, H, W)."""
     return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+
+
+def jitter(images: torch.Tensor) -> torch.Tensor:
+    """Turn, scale, shear and shift each image a little (B, 1, 28, 28): a few thousand are few."""
+    n = len(images)
+    angle, shear = torch.empty(2, n).uniform_(-0.2, 0.2)
+    scale = torch.empty(n).uniform_(0.85, 1.15)
+    shift = torch.empty(n, 2).uniform_(-0.1, 0.1)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    top = torch.stack([cos, shear - sin, shift[:, 0]], 1)
+    bottom = torch.stack([sin, cos, shift[:, 1]], 1)
+    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
 
 
 # ── MNIST and EMNIST, by torchvision ──
@@ -101,6 +115,18 @@ def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     path = EMBEDDED[split]
     with reading(path, "get it from the repository"), np.load(path) as file:
         return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+
+
+def not_embedded(config) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training split, of MNIST without the 5,000 embedded digits -> pixels, labels."""
+    pixels, labels, _ = load_dataset(config)
+    if config.dataset != "mnist" or not EMBEDDED["train"].exists():
+        return pixels, labels
+    known = {image.tobytes() for image in embedded_mnist("train")[0].numpy()}
+    others = [i for i, image in enumerate(pixels.numpy()) if image.tobytes() not in known]
+    if not others:
+        raise UserError(f"this takes MNIST's own files; put them in {config.data_dir}/MNIST/raw")
+    return pixels[others], labels[others]
 
 
 def emnist(root: Path, split: str, emnist_split: str) -> tuple[torch.Tensor, torch.Tensor, str]:

@@ -1,19 +1,38 @@
 """Metrics of images beside FID, a few lines each."""
 
+import math
+
 import numpy as np
 import torch
 
 
-def precision_coverage(real: np.ndarray, drawn: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Features (n, d), (m, d) -> two shares, of drawn images and of real ones.
+def kid(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Kernel distance of features (n, d), (m, d): KID (Binkowski et al. 2018), standard error.
 
-    Precision (Kynkäänniemi et al. 2019): of drawn images that lie nearer to a real one than its
-    k-th real neighbour does. Coverage (Naeem et al. 2020): of real images with a drawn one so near.
+    The unbiased squared MMD (Gretton et al. 2012 Eq. 3) with the kernel (x y / d + 1)^3: unlike FID
+    its mean does not depend on how many images there are, and it may fall below zero. The error is
+    that of a U-statistic to first order; where the true distance is zero, it is too large by 1.4.
     """
-    real, drawn = torch.from_numpy(real), torch.from_numpy(drawn)
+    n, m = len(a), len(b)
+    a, b = (torch.from_numpy(x).double() / math.sqrt(x.shape[1]) for x in (a, b))
+    within_a, within_b, between = (a @ a.T + 1) ** 3, (b @ b.T + 1) ** 3, (a @ b.T + 1) ** 3
+    mean_a = (within_a.sum(1) - within_a.diag()) / (n - 1)  # (n,): an image against its own kind
+    mean_b = (within_b.sum(1) - within_b.diag()) / (m - 1)
+    value = mean_a.mean() + mean_b.mean() - 2 * between.mean()
+    variance = (mean_a - between.mean(1)).var() / n + (mean_b - between.mean(0)).var() / m
+    return value.item(), 2 * variance.sqrt().item()
+
+
+def density_coverage(real: np.ndarray, drawn: np.ndarray, k: int = 5) -> tuple[float, float]:
+    """Of as many real as drawn features (n, d): Naeem et al. 2020 Eq. 3, 4.
+
+    A ball about each real image reaches to its k-th real neighbour. Density: how many balls hold a
+    drawn image, over k. Coverage: the share of balls that hold at least one.
+    """
+    real, drawn = torch.from_numpy(real).double(), torch.from_numpy(drawn).double()
     radius = torch.cdist(real, real).kthvalue(k + 1).values  # the nearest is the image itself
-    inside = torch.cdist(real, drawn) <= radius[:, None]  # (n, m)
-    return inside.any(0).float().mean().item(), inside.any(1).float().mean().item()
+    inside = torch.cdist(real, drawn) < radius[:, None]  # (n, n)
+    return inside.sum(0).double().mean().item() / k, inside.any(1).double().mean().item()
 
 
 def mse_diversity(pixels: np.ndarray, labels: np.ndarray) -> dict[int, float]:
@@ -29,10 +48,56 @@ def mse_diversity(pixels: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     return result
 
 
-def wrong_prompts(labels: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """Each image's prompt replaced by one of another class, the next in turn."""
-    order, wrong = np.unique(labels), prompts.copy()
-    for label, other in zip(order, np.roll(order, 1)):
-        mine = labels == label
-        wrong[mine] = np.resize(prompts[labels == other], mine.sum())
-    return wrong
+def similarity(images: np.ndarray, texts: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean cosine of images and their prompts, and of images and the prompts of all other classes.
+
+    images, texts: CLIP's embeddings (n, dim), rows of length 1. labels: the class asked for (n,).
+    """
+    classes, index = np.unique(labels, return_inverse=True)
+    means = np.stack([texts[labels == label].mean(0) for label in classes])  # (C, dim)
+    of_class = images @ means.T  # (n, C): the mean cosine with the prompts of each class
+    own = of_class[np.arange(len(images)), index]
+    others = (of_class.sum(1) - own) / (len(classes) - 1) if len(classes) > 1 else own * np.nan
+    return float((images * texts).sum(1).mean()), float(others.mean())
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted on n: Wilson 1927."""
+    z = 1.959964
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+
+
+def nearest(pixels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image uint8 (n, 28, 28) its two nearest among others -> indices, distances (n, 2).
+
+    A distance is the root of the mean squared difference, over pixels from 0 to 1.
+    """
+    flat, best = torch.from_numpy(pixels).flatten(1).float(), []
+    for start in range(0, len(others), 10_000):  # so much at a time, since there may be millions
+        part = torch.from_numpy(others[start : start + 10_000]).flatten(1).float()
+        squares = (part**2).sum(1) - 2 * flat @ part.T  # without what all have in common
+        best.append(squares.topk(min(2, len(part)), largest=False).indices + start)
+    best = torch.cat(best, 1).numpy()  # (n, candidates); now exactly, without rounding
+    distances = np.empty(best.shape)
+    for column, index in enumerate(best.T):
+        difference = pixels.astype(np.float64) - others[index]
+        distances[:, column] = np.sqrt((difference**2).mean((1, 2))) / 255
+    order = distances.argsort(1, kind="stable")[:, :2]
+    return np.take_along_axis(best, order, 1), np.take_along_axis(distances, order, 1)
+
+
+def copied(distances: np.ndarray) -> float:
+    """The share of images (n, 2) whose nearest training image is a copy.
+
+    That is, nearer than a third of the second nearest (Yoon et al. 2023).
+    """
+    first, second = distances.T
+    return float(((first == 0) | (first < second / 3)).mean())
+
+
+def confusion(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
+    """-> (classes, classes), a row for each class asked for: the share of it read as each class."""
+    counts = np.bincount(asked * classes + read, minlength=classes**2).reshape(classes, classes)
+    return counts / counts.sum(1, keepdims=True).clip(1)

@@ -14,10 +14,8 @@ Command   python -m kit.tiny_clip --dataset mnist --out my_clip.pt
 Result    99.0 % zero-shot on 500 unseen digits, 240 of 240 held-out prompts (seed 0; 132 s)
 """
 
-import json
 import sys
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +28,7 @@ from kit.clip import Clip, clip_pixels, import_clip
 from kit.datasets import TRAIN_TEMPLATES, phrasings
 from kit.flags import DataConfig, flag
 from kit.images import EMBEDDED as DIGIT_IMAGES
-from kit.images import embedded_mnist, load_dataset, to_images
+from kit.images import embedded_mnist, jitter, load_dataset, to_images
 
 EMBEDDED = ROOT / "assets" / "tiny_clip.pt"  # not there in a notebook
 STEPS, IMAGES, CAPTIONS, MOST_CAPTIONS, LR = 1300, 64, 30, 60, 2e-3  # images, captions of a step
@@ -51,9 +49,7 @@ def load_tiny(config, device: torch.device) -> Clip:
 def tiny_path(config) -> Path:
     if config.dataset == "mnist" and EMBEDDED.parent.exists():
         return EMBEDDED
-    name = json.dumps([config.dataset, datasets.which(config)])
-    name = f"{config.dataset}_{zlib.crc32(name.encode()):08x}.pt"
-    return config.data_dir / "tiny_clip" / name
+    return config.data_dir / "tiny_clip" / datasets.file_name(config)
 
 
 def check_learned(clip: Clip, file: Path, config) -> Clip:
@@ -104,19 +100,6 @@ def noisy_captions(
         caption = [start, *noise[:before], *word, *noise[before:], end]
         row[: len(caption)] = torch.tensor(caption)
     return tokens
-
-
-def jitter(images: torch.Tensor) -> torch.Tensor:
-    """Turn, scale, shear and shift each image a little (B, 1, 28, 28): a few thousand are few."""
-    n = len(images)
-    angle, shear = torch.empty(2, n).uniform_(-0.2, 0.2)
-    scale = torch.empty(n).uniform_(0.85, 1.15)
-    shift = torch.empty(n, 2).uniform_(-0.1, 0.1)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    top = torch.stack([cos, shear - sin, shift[:, 0]], 1)
-    bottom = torch.stack([sin, cos, shift[:, 1]], 1)
-    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
 
 
 def contrastive_loss(

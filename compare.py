@@ -12,6 +12,7 @@ Steps     runs that differ in --sample-steps alone become a curve: copy results/
 
 import base64
 import html
+import math
 import os
 import re
 import sys
@@ -23,10 +24,12 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 import common
 import evaluate
+from kit import metrics
 from kit.base import ROOT, UserError, read_table, reading, save_file, save_table, save_text
 from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
 from kit.run import read_config
@@ -39,14 +42,18 @@ SETTINGS = "train_steps batch_size lr widths parameters sample_steps eta seed da
 SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
 METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
     "fid": ("FID", -1, "{:.3g}"),
+    "kid": ("KID x 1000", -1, "{:.3g}"),
+    "density": ("density", 1, "{:.2f}"),
     "coverage": ("coverage", 1, "{:.1%}"),
-    "precision": ("precision", 1, "{:.1%}"),
     "of_real": ("diversity (of real)", 1, "{:.0%}"),
+    "train_on_samples": ("train on samples", 1, "{:.1%}"),
+    "copied": ("copied", -1, "{:.1%}"),
     "clip_similarity": ("CLIP similarity", 1, "{:.3f}"),
     "accuracy": ("accuracy", 1, "{:.1%}"),
 }
 COSTS = ["sample_images_per_second", "parameters"]
-NUMBERS = ["scale", "n", *METRICS, "with_wrong_prompts"]
+NUMBERS = ["scale", "n", *METRICS, "kid_se", "mse_diversity", "with_wrong_prompts"]
+MATRIX = 26  # classes that a matrix of asked against read has room for
 
 
 @dataclass
@@ -63,21 +70,30 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
     for name in evaluate.TABLES:
         path = folder / "metrics" / f"{name}.csv"
         tables.append(read_table(path, evaluate.KEYS, again))
-    drawn = {zlib.crc32(path.read_bytes()) for path in folder.glob("images/samples_*.npz")}
+    files = sorted(folder.glob("images/samples_*.npz"))
+    drawn = {zlib.crc32(path.read_bytes()) for path in files}
+    if not all(judged_file(path).exists() for path in files):
+        raise UserError(f"{folder} was measured in part; {again}")
     with reading(folder / "metrics", again):  # it may have been edited
         table = pd.concat(tables, axis=1)
         table = table.loc[:, ~table.columns.duplicated()]
         extractor = table["extractor"].iloc[0]
         table.columns = table.columns.str.removesuffix(f"_{extractor}")
         table = table.astype(dict.fromkeys(NUMBERS, float))
+        table[["kid", "kid_se"]] *= 1000
         if drawn != {*table["samples_crc32"].dropna()} or len({*map(len, tables)}) > 1:
             raise UserError(f"{folder} has other samples than were measured; {again}")
     return table
 
 
+def judged_file(samples: Path) -> Path:
+    """What evaluate.py wrote about each image of a sample file."""
+    return samples.parent.parent / "metrics" / samples.name.replace("samples", "judged")
+
+
 def measure_what_is_new(config: Config, folders: list[Path]) -> None:
     """What evaluate.py does, for those runs alone that it has not measured as they are now."""
-    extractor = {"inception": "inception_v3", "tiny": "tiny_clip"}.get(config.extractor)
+    extractor = {"inception": "inception_v3", "judge": "judge"}.get(config.extractor)
     done, new = [], []
     for folder in folders:
         try:
@@ -93,12 +109,12 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
         return
     if done:  # like with like
         config.clip = done[0]["text_encoder"]
-        config.extractor = {"inception_v3": "inception"}.get(done[0]["extractor"], "tiny")
-    judge = evaluate.Judge(config)
+        config.extractor = {"inception_v3": "inception"}.get(done[0]["extractor"], "judge")
+    evaluator = evaluate.Evaluator(config)
     for folder in new:
         print(f"measuring {folder}", file=sys.stderr)
-        judge.judge(folder)
-    judge.save_real()
+        evaluator.judge_run(folder)
+    evaluator.save_real()
 
 
 def load_run(folder: Path, dataset: str) -> dict:
@@ -122,8 +138,16 @@ def same(run: dict, other: dict, besides: str = "seed") -> bool:
     return all(one.get(name) == two.get(name) for name in names)
 
 
+def differences(config: dict, other: dict) -> str:
+    """In what two runs differ, for the reader; at most three choices."""
+    names = sorted({*config, *other} - FREE)
+    unlike = [x for x in names if config.get(x) != other.get(x)]
+    parts = [f"{x} {config.get(x)} instead of {other.get(x)}" for x in unlike[:3]]
+    return "; ".join(parts) + (f" and {len(unlike) - 3} more" if len(unlike) > 3 else "")
+
+
 def check_measured_alike(table: pd.DataFrame, dataset: str) -> None:
-    for column in ("extractor", "text_encoder", "reference"):
+    for column in ("extractor", "text_encoder", "reference", "judge_crc32"):
         names = table[column].unique()
         if len(names) > 1:
             listed = f"more than one {column}: {', '.join(map(str, names))}"
@@ -143,9 +167,7 @@ def scripts_here() -> list[str]:
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """(model, phrasings, scale) -> for each column mean, std, size (seeds) and first (run)."""
     groups = table.groupby(["model", "phrasings", "scale"], dropna=False)
-    return groups[["n", *METRICS, "with_wrong_prompts", *COSTS]].agg(
-        ["mean", "std", "size", "first"]
-    )
+    return groups[[*NUMBERS[1:], *COSTS]].agg(["mean", "std", "size", "first"])
 
 
 def trained_points(numbers: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -163,43 +185,71 @@ def write(mean: float, std: float = np.nan, form: str = "{:.3g}") -> str:
     return form.format(mean) + spread
 
 
-def compared(numbers: pd.DataFrame, models: list[str], guided, fid: str) -> pd.DataFrame:
-    """A row for each model and guidance scale, then what real images and noise score."""
-    rows = []
+def share_with_interval(row: pd.Series) -> str:
+    """Accuracy over all seeds, and where it lies with 95 % (Wilson)."""
+    mean, std = row["accuracy"][["mean", "std"]]
+    if np.isnan(mean):
+        return "–"
+    low, high = metrics.wilson(mean, int(row["n", "first"] * row["n", "size"]))
+    return f"{write(mean, std, '{:.1%}')} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def titled(extractor: str) -> dict[str, str]:
+    """column of METRICS -> its name, with the extractor where one has made it."""
+    names = {column: name for column, (name, _, _) in METRICS.items()}
+    return names | {x: f"{names[x]} ({extractor})" for x in names if x in evaluate.DISTANCES}
+
+
+def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
+    """Two tables: how real and various, and how obedient and costly.
+
+    A row for each model and guidance scale, then what real images and noise score.
+    """
+    first, second, titles = [], [], titled(extractor)
     for model in (*models, "real images", "noise"):
         for scale, row in trained_points(numbers, model).iterrows():
             cells = {"model": model, "scale": f"{scale:g}" if model in guided else "–"}
             cells["n"] = f"{row['n', 'first']:.0f}"
             cells["seeds"] = f"{row['n', 'size']:.0f}" if model in models else "–"
-            for column, (title, _, form) in METRICS.items():
-                title = fid if column == "fid" else title
-                cells[title] = write(*row[column][["mean", "std"]], form)
-            wrong = row["with_wrong_prompts"]
-            cells["similarity, wrong prompts"] = write(*wrong[["mean", "std"]], "{:.3f}")
-            cells["new phrasings"] = "–"
+            written = {}
+            for column, (_, _, form) in METRICS.items():
+                written[column] = write(*row[column][["mean", "std"]], form)
+            if not np.isnan(row["kid_se", "mean"]):
+                written["kid"] += f" (s.e. {row['kid_se', 'mean']:.2g})"
+            names = "fid", "kid", "density", "coverage"
+            first.append(cells | {titles[name]: written[name] for name in names})
+            first[-1]["diversity"] = write(*row["mse_diversity"][["mean", "std"]], "{:.4f}")
+            for name in ("of_real", "train_on_samples", "copied"):
+                first[-1][titles[name]] = written[name]
+            second.append(cells | {"accuracy (95 %)": share_with_interval(row)})
+            held_out = "–"
             if (model, "held out", scale) in numbers.index:
-                held_out = numbers.loc[(model, "held out", scale)]
-                share = write(*held_out["accuracy"][["mean", "std"]], "{:.1%}")
-                cells["new phrasings"] = f"{share}, n = {held_out['n', 'first']:.0f}"
-            cells["images/s"], cells["parameters"] = (write(row[x, "first"]) for x in COSTS)
-            rows.append(cells)
-    return pd.DataFrame(rows)
+                there = numbers.loc[(model, "held out", scale)]
+                held_out = f"{share_with_interval(there)}, n = {there['n', 'first']:.0f}"
+            second[-1]["held-out phrasings (95 %)"] = held_out
+            second[-1][titles["clip_similarity"]] = written["clip_similarity"]
+            wrong = row["with_wrong_prompts"]
+            second[-1]["similarity, wrong prompts"] = write(*wrong[["mean", "std"]], "{:.3f}")
+            speed, parameters = (write(row[x, "first"]) for x in COSTS)
+            second[-1] |= {"images/s": speed, "parameters": parameters}
+    return pd.DataFrame(first), pd.DataFrame(second)
 
 
-def verdict(model: str, points: pd.DataFrame, fid: str) -> str:
+def verdict(model: str, points: pd.DataFrame, extractor: str) -> str:
     """Which guidance scale is best at what, from the numbers (index: scale)."""
-    best = {}  # the scales that win -> at what
-    for column, (name, sign, form) in METRICS.items():
+    best, titles = {}, titled(extractor)  # best: the scales that win -> at what
+    for column, (_, sign, form) in METRICS.items():
         values = points[column, "mean"].map(lambda value: float(f"{value:.3g}"))
+        if values.nunique() < 2:  # nowhere better than elsewhere, or not measured
+            continue
         top = (sign * values).max() * sign
         winners = " and ".join(f"{scale:g}" for scale in values.index[values == top])
-        title = fid if column == "fid" else name
-        best.setdefault(winners, []).append(f"{title} ({form.format(top)})")
+        best.setdefault(winners, []).append(f"{titles[column]} ({form.format(top)})")
     seeds = int(points["n", "size"].min())
     scales = ", ".join(f"{scale:g}" for scale in points.index)
     parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
     head = f"{model}, of the scales {scales} ({seeds} seed{'s' if seeds > 1 else ''})"
-    return f"{head}: {'; '.join(parts)}."
+    return f"{head}: {'; '.join(parts) or 'no difference'}."
 
 
 # ── Figures ──
@@ -210,22 +260,22 @@ def save(path: Path, figure: Figure) -> Path:
     return path
 
 
-def save_curves(path: Path, curves: dict, real: pd.Series, xlabel: str, fid: str) -> Path:
+def save_curves(path: Path, curves: dict, real: pd.Series, xlabel: str, extractor: str) -> Path:
     """curves: line -> numbers (index: x); bars: deviation over seeds; dashed: real images."""
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    for axes, (column, (name, _, _)) in zip(figure.subplots(2, 3).flat, METRICS.items()):
+    figure, titles = Figure(figsize=(10, 8.4), layout="constrained"), titled(extractor)
+    for axes, column in zip(figure.subplots(3, 3).flat, METRICS):
         for (line, points), color, marker in zip(curves.items(), cycle(COLORS), cycle("os^Dv*")):
             mean, spread = points[column, "mean"], points[column, "std"].fillna(0)
             style = {"label": line, "color": color, "marker": marker, "capsize": 3}
             axes.errorbar(points.index, mean, spread, **style)
         axes.axhline(real[column], color="grey", linestyle="--", label="real images")
-        axes.set(xlabel=xlabel, ylabel=fid if column == "fid" else name)
+        axes.set(xlabel=xlabel, ylabel=titles[column])
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return save(path, figure)
 
 
-def save_speed(path: Path, numbers, models: list[str], real: pd.Series, fid: str) -> Path:
+def save_speed(path: Path, numbers, models: list[str], real: pd.Series, extractor: str) -> Path:
     """FID against images drawn per second, a point for every model and scale."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -237,7 +287,8 @@ def save_speed(path: Path, numbers, models: list[str], real: pd.Series, fid: str
             for scale, x, y in zip(points.index, speed, distance):
                 axes.annotate(f"{scale:g}", (x, y), (5, 5), textcoords="offset points", fontsize=8)
     axes.axhline(real["fid"], color="grey", linestyle="--", label="real images")
-    axes.set(xlabel="images drawn per second (numbers: guidance scale)", ylabel=fid)
+    axes.set(xlabel="images drawn per second (numbers: guidance scale)")
+    axes.set_ylabel(titled(extractor)["fid"])
     axes.set(xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -269,10 +320,73 @@ def samples_shown(run: dict) -> tuple[str, Path]:
     return with_scale(run["script"], run["config"]["has_guidance"], scale), file
 
 
+def save_confusion(path: Path, names: list[str], files: dict[str, Path]) -> Path:
+    """For every file (caption -> path): of each class that was asked for, what share is read so."""
+    columns = min(3, len(files))
+    rows, size = math.ceil(len(files) / columns), 0.6 + 0.26 * len(names)
+    figure = Figure(figsize=(columns * size, rows * size + 0.3), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (caption, file) in zip(panels, files.items()):
+        _, asked, _ = load_samples(file)
+        matrix = metrics.confusion(asked, read_judged(file)["read"], len(names))
+        axes.imshow(matrix, cmap="Blues", norm=PowerNorm(0.4, 0, 1))  # so that 1 % is seen too
+        for (row, column), share in np.ndenumerate(matrix):
+            if share >= 0.005:
+                color = "white" if share > 0.4 else "black"
+                style = {"ha": "center", "va": "center", "fontsize": 6, "color": color}
+                axes.text(column, row, f"{100 * share:.0f}", **style)
+        places = np.arange(len(names))
+        axes.set_xticks(places, names, rotation=90, fontsize=7)
+        axes.set_yticks(places, names, fontsize=7)
+        axes.set_title(caption, fontsize=8)
+        axes.set_xlabel("read by the judge, %", fontsize=7)
+        axes.set_ylabel("asked for", fontsize=7)
+    for axes in list(panels):
+        axes.remove()
+    return save(path, figure)
+
+
+def save_nearest(path: Path, files: dict[str, Path], columns: int) -> Path:
+    """The first images of every file (caption -> path), and below each its nearest training one."""
+    pixels, captions = [], []
+    for caption, file in files.items():
+        nearest = read_judged(file)["nearest"][:columns]
+        shown = load_samples(file)[0][: len(nearest)]
+        blank = np.full((columns - len(nearest), 28, 28), 255, np.uint8)
+        pixels += [shown, blank, nearest, blank]
+        captions += [caption, "nearest in training"]
+    save_grid(path, np.concatenate(pixels), columns, captions=captions, inches=0.35)
+    return path
+
+
+def save_distances(path: Path, files: dict[str, Path]) -> Path:
+    """How far the images of every file, and held-out real ones, are from the nearest training."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes, judged = figure.subplots(), {name: read_judged(file) for name, file in files.items()}
+    lines = {"held-out real images": next(iter(judged.values()))["real_distances"]}
+    lines |= {caption: arrays["distances"] for caption, arrays in judged.items()}
+    most = max(distances[:, 0].max() for distances in lines.values())
+    for (caption, distances), color in zip(lines.items(), ("black", *COLORS * len(lines))):
+        weights = np.full(len(distances), 100 / len(distances))
+        bins = np.linspace(0, most, 41)
+        style = {"histtype": "step", "label": caption, "color": color}
+        axes.hist(distances[:, 0], bins, weights=weights, **style)
+    axes.set(xlabel="distance to the nearest training image (root mean square of a pixel, 0 to 1)")
+    axes.set(ylabel="% of the images")
+    axes.legend(fontsize=8)
+    return save(path, figure)
+
+
+def read_judged(samples: Path) -> dict[str, np.ndarray]:
+    path = judged_file(samples)
+    with reading(path, "run evaluate.py"), np.load(path) as file:
+        return dict(file)
+
+
 # ── The study of the guidance scale, and the report ──
 
 
-def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, fid: str, names) -> dict:
+def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, extractor: str, names):
     """Figures and a table of the models with guidance (runs: name -> run) -> the figures."""
     curves = {model: trained_points(numbers, model) for model in runs}
     figures, rows = {}, []
@@ -283,12 +397,12 @@ def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, fid: str,
         figures[model] = save_rows(folder / "images" / f"{model}.png", names, files)
         for scale, row in points.iterrows():
             cells = {"model": model, "scale": str(scale), "n": int(row["n", "first"])}
-            cells |= {"seeds": int(row["n", "size"]), "extractor": fid[5:-1]}  # of "FID (...)"
+            cells |= {"seeds": int(row["n", "size"]), "extractor": extractor}
             for column in METRICS:
                 cells |= {f"{column}_{x}": row[column, x] for x in ("mean", "std")}
             rows.append(cells)
     save_table(folder / "metrics" / "cfg_scale.csv", rows, "%.5g")
-    plot = save_curves(folder / "plots" / "scale.png", curves, real, "guidance scale", fid)
+    plot = save_curves(folder / "plots" / "scale.png", curves, real, "guidance scale", extractor)
     return {"scale": plot, **figures}
 
 
@@ -338,7 +452,10 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
         environment.filters.update(functions)
         template = environment.get_template("report.jinja")
         is_page = name.endswith("html")
-        save_text(folder / name, template.render(facts, write=write, page=is_page, **functions))
+        save_text(
+            folder / name,
+            template.render(facts, pictures=figures, write=write, page=is_page, **functions),
+        )
 
 
 @dataclass
@@ -347,11 +464,27 @@ class Comparison:
 
     first: dict[str, dict]  # model -> its first run, by name
     steps: dict[str, pd.DataFrame]  # see step_curves()
-    apart: list[str]  # folders of the runs that are in none of these
-    numbers: pd.DataFrame  # see over_seeds(); floors included
-    floors: pd.DataFrame  # "real images", "noise" -> their rows
-    fid: str  # with its extractor
+    apart: list[str]  # the runs that are in none of these, and why
+    numbers: pd.DataFrame  # see over_seeds(), without floors
+    floors: dict[str, pd.DataFrame]  # model -> what real images and noise scored beside its first
+    extractor: str
     guided: dict[str, dict]  # those of first that have guidance
+
+    @property
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """The models by what they have in common; see evaluate.like_with_like()."""
+        runs = {model: run["config"] for model, run in self.first.items()}
+        return evaluate.like_with_like(runs)
+
+    def tables(self, models: list[str]) -> list[tuple]:
+        """For each group of these models a line about it, and the tables of compared()."""
+        tables = []
+        for line, names in self.groups:
+            names = [name for name in names if name in models]
+            if names:
+                numbers = pd.concat([self.numbers, over_seeds(self.floors[names[0]])])
+                tables.append((line, *compared(numbers, names, self.guided, self.extractor)))
+        return tables
 
 
 def put_together(runs: list[dict], dataset: str) -> Comparison:
@@ -364,33 +497,46 @@ def put_together(runs: list[dict], dataset: str) -> Comparison:
             seeds.setdefault((run["script"], run["config"]["seed"]), run)
     steps, alike = step_curves(runs, first), [*seeds.values()]
     drawn = [run for run in runs if steps and same(run, first[run["script"]], "sample_steps")]
-    used = [run["folder"] for run in alike + drawn]
-    apart = [str(run["folder"]) for run in runs if run["folder"] not in used]
-    floors = table[table["scale"].isna()].sort_values("n", kind="stable")
-    floors = floors.drop_duplicates("model", keep="last")  # on the largest n
-    rows = [run["rows"].dropna(subset="scale") for run in alike]
-    numbers, fid = over_seeds(pd.concat([*rows, floors])), f"FID ({table['extractor'].iloc[0]})"
-    first, floors = dict(sorted(first.items())), floors.set_index("model")
+    used, apart, floors = [run["folder"] for run in alike + drawn], [], {}
+    for run in runs:
+        if run["folder"] not in used:
+            unlike = differences(run["config"], first[run["script"]]["config"])
+            apart.append(f"{run['folder']} ({unlike or 'a seed that is there already'})")
+    for model, run in first.items():
+        rows = run["rows"][run["rows"]["scale"].isna()].sort_values("n", kind="stable")
+        floors[model] = rows.drop_duplicates("model", keep="last")  # on the largest n
+    numbers = over_seeds(pd.concat([run["rows"].dropna(subset="scale") for run in alike]))
+    first = dict(sorted(first.items()))
     guided = {model: run for model, run in first.items() if run["config"]["has_guidance"]}
-    return Comparison(first, steps, apart, numbers, floors, fid, guided)
+    extractor = table["extractor"].iloc[0]
+    return Comparison(first, steps, apart, numbers, floors, extractor, guided)
 
 
 def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, Path]:
     """-> the report's figures, by name."""
-    here, real = folder / "compare", it.floors.loc["real images"]
+    here, (_, commonest) = folder / "compare", it.groups[0]
+    real = it.floors[commonest[0]].set_index("model").loc["real images"]
     losses = {model: run["folder"] / "metrics" / "loss.csv" for model, run in it.first.items()}
-    pictured = {"real images": here / "real.npz", **dict(map(samples_shown, it.first.values()))}
+    shown = dict(map(samples_shown, it.first.values()))
     figures = {
-        "grid": save_rows(here / "grid.png", classes, pictured),
+        "grid": save_rows(here / "grid.png", classes, {"real images": here / "real.npz", **shown}),
         "loss": save_loss_plot(here / "loss.png", losses),
-        "speed": save_speed(here / "speed.png", it.numbers, [*it.first], real, it.fid),
+        "speed": save_speed(here / "speed.png", it.numbers, [*it.first], real, it.extractor),
     }
+    asked = {caption: file for caption, file in shown.items() if load_samples(file)[1][0] >= 0}
+    if asked and len(classes) <= MATRIX:
+        figures["confusion"] = save_confusion(here / "confusion.png", classes, asked)
+    traced = {caption: file for caption, file in shown.items() if "nearest" in read_judged(file)}
+    if traced:
+        columns = min(evaluate.SHOWN, max(10, len(shown_classes(len(classes), 10**6))))
+        figures["nearest"] = save_nearest(here / "nearest.png", traced, columns)
+        figures["distances"] = save_distances(here / "distances.png", traced)
     if it.guided:
         study = folder / "cfg_scale"
-        figures |= guidance_study(study, it.guided, it.numbers, real, it.fid, classes)
+        figures |= guidance_study(study, it.guided, it.numbers, real, it.extractor, classes)
     if it.steps:
         path = here / "steps.png"
-        figures["steps"] = save_curves(path, it.steps, real, "sampling steps", it.fid)
+        figures["steps"] = save_curves(path, it.steps, real, "sampling steps", it.extractor)
     return figures
 
 
@@ -403,18 +549,19 @@ def facts_of(it: Comparison) -> dict:
     families = {model: run["config"]["family"] for model, run in it.first.items()}
     ladder = [model for model, family in families.items() if family == "diffusion"]
     points = {model: trained_points(it.numbers, model) for model in it.guided}
+    floors = it.floors[it.groups[0][1][0]].set_index("model")
     return {
         "apart": it.apart,
         "models": {model: run["config"]["description"] for model, run in it.first.items()},
         "settings": pd.DataFrame(settings),
-        "fid": it.fid,
-        "real": it.floors.loc["real images"],
-        "noise": it.floors.loc["noise"],
+        "extractor": it.extractor,
+        "real": floors.loc["real images"],
+        "noise": floors.loc["noise"],
         "families": sorted({*families.values()}),
-        "comparison": compared(it.numbers, [*it.first], it.guided, it.fid),
-        "ablation": compared(it.numbers, ladder, it.guided, it.fid),
+        "comparison": it.tables([*it.first]),
+        "ablation": it.tables(ladder),
         "guided": [*it.guided],
-        "verdicts": [verdict(model, table, it.fid) for model, table in points.items()],
+        "verdicts": [verdict(model, table, it.extractor) for model, table in points.items()],
         "steps": bool(it.steps),
     }
 

@@ -165,12 +165,19 @@ def pick_extractor(name: str, judge_network: judge.Judge, device):
 
 
 def round_the_classes(pixels, labels, classes: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many images of each class, chosen by chance, at most so many in all, in turn."""
+    """As many images of each class, at most so many in all, round the classes.
+
+    Of a class evenly spread over its images, the even ones first, each half in an order by chance:
+    so the two halves are alike, whatever the order in the data set means.
+    """
     each = min(most // classes, labels.bincount(minlength=classes).min().item())
     generator, chosen = torch.Generator().manual_seed(0), []
     for label in range(classes):
         group = (labels == label).nonzero()[:, 0]
-        chosen.append(group[torch.randperm(len(group), generator=generator)[:each]])
+        group = group[torch.linspace(0, len(group) - 1, each).round().long()]
+        halves = group[::2], group[1::2]
+        order = [half[torch.randperm(len(half), generator=generator)] for half in halves]
+        chosen.append(torch.cat(order))
     chosen = torch.stack(chosen, 1).flatten()
     return pixels[chosen].numpy(), labels[chosen].numpy()
 

@@ -114,7 +114,7 @@ STEPS = ', "--sample-steps", "2"'
 def small(source, flags=TINY + STEPS):
     """As a user would run it, but without the installation and with few steps."""
     source = re.sub(r"(?m)^%pip .*$", "", source).replace("STEPS, IMAGES", "STEPS, IMAGES")
-    source = source.replace("= 1300, 64,", "= 2, 64,")
+    source = source.replace("= 1300, 64,", "= 2, 64,").replace("= 1200, 128,", "= 2, 128,")
     return source.replace('main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {flags}])')
 
 
@@ -135,7 +135,7 @@ def test_a_notebook_runs_from_top_to_bottom_and_an_edited_cell_is_used(hosts, em
     assert len(pictures) == 1 and len(pictures[0]["data"]["image/png"]) > 3000
     assert "training a tiny one for mnist, once" in said(outputs) and "error" not in said(outputs)
     config = json.loads((empty / "results/mnist/a4_full/config.json").read_text())
-    assert config["data_source"] == "torchvision" and config["image_count"] == 4500
+    assert config["data_source"] == "torchvision" and config["image_count"] == 5000
     assert config["description"].startswith("A4, the full model")
     written = {"common.py", "kit"}
     assert {path.name for path in empty.iterdir()} == {"results", "data", *written}

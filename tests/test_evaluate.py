@@ -19,8 +19,8 @@ from matplotlib.image import imread
 import common
 import compare
 import evaluate
-from kit import base, datasets, images, metrics, samples
-from kit.encoders import load_clip
+from kit import base, datasets, images, judge, metrics, samples
+from kit import clip as tiny
 
 
 def gaussian(mean, deviation, n=500):
@@ -37,17 +37,62 @@ def test_fid_of_two_gaussians_has_a_closed_form():
 
 
 @pytest.mark.parametrize("n", [40, 3000])  # fewer images than features, and more
-def test_fid_is_that_of_pytorch_fid(monkeypatch, n):
+def test_fid_is_that_of_pytorch_fid_and_of_torch_fidelity(monkeypatch, n):
     fid_score = pytest.importorskip("pytorch_fid.fid_score", reason="pip install pytorch-fid")
     sqrtm = fid_score.linalg.sqrtm
     monkeypatch.setattr(
         fid_score.linalg, "sqrtm", lambda x, disp=True: (sqrtm(x), 0)
     )  # SciPy 1.18 has no disp
-    draw, mix = np.random.default_rng(1), np.random.default_rng(2).normal(size=(64, 64))
-    a, b = draw.normal(size=(3000, 64)) @ mix, draw.normal(size=(n, 64)) @ (mix + 0.1) + 0.3
-    moments = [x for features in (a, b) for x in (features.mean(0), np.cov(features, rowvar=False))]
+    a, b = features(3000), features(n, 0.1, 0.3)
+    moments = [x for each in (a, b) for x in (each.mean(0), np.cov(each, rowvar=False))]
+    got = common.frechet_distance(a, b)
     right = fid_score.calculate_frechet_distance(*moments)
-    assert abs(common.frechet_distance(a, b) - right) / right < 1e-6
+    assert abs(got - right) / right < 1e-6
+    oracle = pytest.importorskip("torch_fidelity.metric_fid", reason="pip install torch-fidelity")
+    statistics = [oracle.fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    right = oracle.fid_statistics_to_metric(*statistics, False)[oracle.KEY_METRIC_FID]
+    assert abs(got - right) / right < 1e-6
+
+
+def features(n, mix=0.0, mean=0.0, seed=1):
+    """Features (n, 64), correlated."""
+    matrix = np.random.default_rng(2).normal(size=(64, 64)) + mix
+    return np.random.default_rng(seed + n).normal(size=(n, 64)) @ matrix / 8 + mean
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-6), (np.float32, 1e-4)])
+def test_kid_is_that_of_torch_fidelity(dtype, tolerance):
+    oracle = pytest.importorskip("torch_fidelity.metric_kid", reason="pip install torch-fidelity")
+    a, b = features(300).astype(dtype), features(300, 0.1, 0.3, 7).astype(dtype)
+    options = {"kid_subsets": 1, "kid_subset_size": 300, "verbose": False}
+    pair = (torch.from_numpy(x) for x in (a, b))
+    right = oracle.kid_features_to_metric(*pair, **options)[oracle.KEY_METRIC_KID_MEAN]
+    got, _ = metrics.kid(a, b)
+    assert right > 0.1 and abs(got - right) / right < tolerance
+
+
+def test_kid_is_zero_on_average_for_like_and_its_error_is_what_chance_does():
+    draw = np.random.default_rng(0)
+    for shift, most in ((0.5, 1.15), (0.0, 1.6)):  # without a distance it is too large by 1.4
+        got = []
+        for _ in range(200):
+            pair = draw.normal(size=(150, 8)), draw.normal(size=(100, 8)) + shift
+            got.append(metrics.kid(*pair))
+        values, errors = np.array(got).T
+        spread = values.std(ddof=1)
+        assert 0.87 < errors.mean() / spread < most
+        assert (shift > 0) == (abs(values.mean()) > 5 * spread / 200**0.5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 30.0])
+def test_density_and_coverage_are_those_of_prdc(mean):
+    oracle = pytest.importorskip("prdc", reason="pip install prdc")
+    real, drawn = features(200), features(200, 0.05, mean, 7)
+    right = oracle.compute_prdc(real, drawn, nearest_k=5)
+    density, coverage = metrics.density_coverage(real, drawn)
+    assert abs(density - right["density"]) <= 1e-6 * right["density"]
+    assert abs(coverage - right["coverage"]) <= 1e-6 * right["coverage"]
+    assert (mean == 30) == (coverage == 0)
 
 
 def test_diversity_worked_out_by_hand():
@@ -72,79 +117,198 @@ def test_diversity_is_the_mean_over_pairs():
     assert abs(metrics.mse_diversity(pixels, np.zeros(6, int))[0] - np.mean(pairs)) < 1e-12
 
 
-def test_precision_and_coverage_on_a_line():
+def test_density_and_coverage_on_a_line():
     real = np.arange(10, dtype=np.float32)[:, None]
-    near, far = metrics.precision_coverage(real, np.float32([[4.1], [100]]), k=1)
-    assert near == 0.5 and abs(far - 0.2) < 1e-6  # within 1 of 4.1: the real 4 and 5
-    assert metrics.precision_coverage(real, real + 0.1, k=1) == (1, 1)
+    drawn = np.float32([[4.1]] * 9 + [[100]])
+    density, coverage = metrics.density_coverage(real, drawn, k=1)
+    assert abs(density - 1.8) < 1e-12 and abs(coverage - 0.2) < 1e-12  # in the balls of 4 and 5
+    assert metrics.density_coverage(real, real + 0.1, k=1) == (1.9, 1)  # 9 + 0.1 is in one ball
 
 
-def test_wrong_prompts_are_of_other_classes():
-    prompts, labels = samples.balanced_prompts(data_args(), datasets.TRAIN_TEMPLATES, 95)
-    wrong = metrics.wrong_prompts(labels.numpy(), np.array(prompts))
-    texts = datasets.phrasings(data_args(), datasets.TRAIN_TEMPLATES)
-    assert (
-        all(wrong[i] not in texts[y] for i, y in enumerate(labels.tolist()))
-        and len(set(wrong)) > 50
+def test_the_interval_is_wilsons():
+    """Checked by hand: for 95 of 100 (0.95 + 0.019207 -+ 0.046806) / 1.038415."""
+    low, high = metrics.wilson(0.95, 100)
+    assert abs(low - 0.88825) < 1e-4 and abs(high - 0.97846) < 1e-4
+    assert metrics.wilson(1.0, 500)[1] <= 1 + 1e-12 and 0.99 < metrics.wilson(1.0, 500)[0] < 1
+    assert metrics.wilson(0.0, 10)[0] >= -1e-12
+
+
+def test_similarity_is_with_the_own_prompt_and_with_all_other_classes():
+    texts = np.float64([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.6, 0.8]])
+    images, labels = (
+        np.float64([[1, 0, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 1]]),
+        np.array([0, 1, 2, 2]),
     )
+    own, wrong = metrics.similarity(images, texts, labels)
+    assert abs(own - np.mean([1, 0.8, 1, 0.8])) < 1e-12
+    # The mean prompts: (1, 0, 0), (0, 1, 0), (0, 0.3, 0.9).
+    assert abs(wrong - np.mean([(0 + 0) / 2, (0.6 + 0.24) / 2, 0, 0])) < 1e-12
+    assert np.isnan(metrics.similarity(images, texts, labels * 0)[1])
+
+
+def test_the_two_nearest_are_found_among_many(monkeypatch):
+    draw = np.random.default_rng(0)
+    others = draw.integers(0, 256, (20_050, 28, 28), np.uint8)
+    pixels = draw.integers(0, 256, (5, 28, 28), np.uint8)
+    pixels[0], pixels[1] = others[20_007], others[3]
+    others[9999] = others[3]  # a twin
+    index, distances = metrics.nearest(pixels, others)
+    difference = pixels[:, None].astype(float) - others[None, :200]
+    assert index[0, 0] == 20_007 and set(index[1]) == {3, 9999} and distances[1].tolist() == [0, 0]
+    assert (np.sqrt((difference**2).mean((2, 3))).min(1) / 255 >= distances[:, 0] - 1e-12).all()
+    exact = np.sqrt(((pixels[4] / 255 - others / 255) ** 2).mean((1, 2)))
+    assert index[4].tolist() == exact.argsort()[:2].tolist()
+    assert np.abs(distances[4] - np.sort(exact)[:2]).max() < 1e-12
+
+
+def test_a_copy_is_much_nearer_than_the_second():
+    distances = np.float64([[0, 0], [0, 5], [1, 3.1], [1, 2.9], [2, 2]])
+    assert metrics.copied(distances) == 0.6
+
+
+def test_the_matrix_counts_rows_asked_for():
+    matrix = metrics.confusion(np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1]), 3)
+    assert matrix.tolist() == [[0.5, 0, 0.5], [0, 1, 0], [0, 0, 0]]
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
+def evaluator(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "reachable", lambda url: False)
-        choices = {"clip": "tiny", "extractor": "tiny", "device": "cpu"}
-        return evaluate.Judge(data_args(data_dir=tmp_path_factory.mktemp("no_data"), **choices))
+        choices = {"clip": "tiny", "extractor": "judge", "device": "cpu"}
+        return evaluate.Evaluator(data_args(data_dir=tmp_path_factory.mktemp("data"), **choices))
 
 
-def digits(n=500):
-    """n unseen real digits as a model would leave them -> images, labels, prompts."""
-    pixels, labels = images.embedded_mnist("test")
-    order = torch.stack([(labels == y).nonzero()[:, 0] for y in range(10)], 1).flatten()[:n]
+def digits(n=500, split="test"):
+    """n real digits as a model would leave them -> images, labels, prompts."""
+    pixels, labels = images.embedded_mnist(split)
+    start = len(pixels) - (n + 9) // 10 * 10
+    order = torch.stack([(labels == y).nonzero()[:, 0] for y in range(10)], 1).flatten()[start:][:n]
     prompts, asked = samples.balanced_prompts(data_args(), datasets.TRAIN_TEMPLATES, n)
     assert torch.equal(labels[order], asked)
     return pixels[order].numpy(), asked.numpy(), np.array(prompts)
 
 
-def test_real_images_are_read_right_and_shuffled_prompts_are_far(judge):
-    pixels, labels, prompts = digits()
-    row = judge.measure(pixels, labels, prompts)
-    assert (
-        row["accuracy"] >= 0.98 and 0.9 < row["of_real"] < 1.1 and row["precision_tiny_clip"] > 0.85
-    )
-    assert row["with_wrong_prompts"] < row["clip_similarity"] - 0.5
-    shuffled = judge.measure(pixels, labels, np.random.default_rng(0).permutation(prompts))
-    assert shuffled["clip_similarity"] < row["clip_similarity"] - 0.5
+def measure(evaluator, pixels, labels, prompts=None):
+    if prompts is None:
+        prompts = np.array(samples.balanced_prompts(data_args(), datasets.TRAIN_TEMPLATES, 500)[0])
+    training = evaluator.training({"data_source": "embedded", "image_count": 5000})
+    look = evaluator.look({"pixels": pixels, "labels": labels, "prompts": prompts}, training)
+    row = evaluator.measure(look, evaluator.taught(pixels, labels))
+    return {name.removesuffix("_judge"): value for name, value in row.items()}, look
 
 
-def test_a_collapse_shows_though_every_digit_is_right(judge):
-    pixels, labels, prompts = digits()
-    read = (evaluate.embed(judge.tiny, pixels) @ judge.classes.T).argmax(1)
-    repeated = pixels[[np.flatnonzero((labels == y) & (read == y))[0] for y in range(10)]][labels]
-    real, collapsed = (
-        judge.measure(pixels, labels, prompts),
-        judge.measure(repeated, labels, prompts),
-    )
-    assert (
-        collapsed["accuracy"] == 1 and collapsed["mse_diversity"] == 0 == collapsed["least_of_real"]
-    )
-    assert collapsed["coverage_tiny_clip"] < 0.1 < 0.5 < real["coverage_tiny_clip"]
-    assert collapsed["fid_tiny_clip"] > 10 * real["fid_tiny_clip"]
+@pytest.fixture(scope="module")
+def real(evaluator):
+    """Half of the held-out digits, measured against the other half."""
+    return measure(evaluator, *(array[:500] for array in evaluator.real.values()))[0]
+
+
+def test_real_images_are_read_right_and_shuffled_prompts_are_far(evaluator, real):
+    assert real["accuracy"] >= 0.98 and 0.95 < real["of_real"] < 1.05
+    assert real["accuracy_low"] < real["accuracy"] < real["accuracy_high"]
+    assert 0.9 < real["density"] < 1.2 and real["coverage"] > 0.95 and real["copied"] < 0.02
+    assert real["train_on_samples"] > 0.95
+    assert real["with_wrong_prompts"] < real["clip_similarity"] - 0.5
+    pixels, labels, prompts = (array[:500] for array in evaluator.real.values())
+    shuffled = np.random.default_rng(0).permutation(prompts)
+    row, _ = measure(evaluator, pixels, labels, shuffled)
+    assert row["clip_similarity"] < real["clip_similarity"] - 0.5
+
+
+def test_a_planted_collapse_shows_though_every_digit_is_right(evaluator, real):
+    pixels, labels, _ = digits()
+    features, one = evaluator.judge.see(pixels)[0], []
+    for y in range(10):  # the most usual image of each class: a model collapses to a mode
+        group = np.flatnonzero(labels == y)
+        away = ((features[group] - features[group].mean(0)) ** 2).sum(1)
+        one.append(group[away.argmin()])
+    row, _ = measure(evaluator, pixels[one][labels], labels)
+    assert row["accuracy"] == 1 and row["mse_diversity"] == 0 == row["least_of_real"]
+    assert row["coverage"] < 0.4 and row["density"] > 2 * real["density"]
+    assert row["fid"] > 10 * real["fid"] and row["kid"] > real["kid"] + 3 * row["kid_se"]
+    assert row["train_on_samples"] < real["train_on_samples"] - 0.2
     half = np.where((labels == 3)[:, None, None], pixels[3], pixels)  # one class of ten, collapsed
-    row = judge.measure(half, labels, prompts)
+    row, _ = measure(evaluator, half, labels)
     assert row["least_of_real"] == 0 and row["least_class"] == "three" and row["of_real"] > 0.8
 
 
-def test_the_reference_holds_none_of_the_calibrating_images(judge):
-    assert len(judge.reference) == len(judge.real) == 2250
-    real, noise = judge.calibrate(300)
-    assert (real["model"], noise["model"], real["n"]) == ("real images", "noise", 300)
-    assert noise["fid_tiny_clip"] > 100 * real["fid_tiny_clip"] and noise["accuracy"] < 0.2
-    features = judge.features(judge.real)
-    nearest = (
-        torch.cdist(torch.from_numpy(judge.reference), torch.from_numpy(features)).min(1).values
-    )
-    assert (nearest > 1e-3).float().mean() > 0.99
+def test_planted_memorisation_shows_though_fid_is_near_perfect(evaluator, real):
+    row, look = measure(evaluator, *digits(split="train"))
+    assert row["copied"] == 1 and row["fid"] < 3 * real["fid"] and row["of_real"] > 0.9
+    assert (look["distances"][:, 0] == 0).all()
+    fair, _ = measure(evaluator, *digits())
+    assert fair["copied"] < 0.02
+
+
+def test_a_planted_swap_of_two_classes_shows(evaluator, real):
+    pixels, labels, _ = digits()
+    swapped = labels.copy()
+    swapped[labels == 3], swapped[labels == 8] = 8, 3
+    row, look = measure(evaluator, pixels, swapped)
+    right, _ = measure(evaluator, pixels, labels)
+    assert row["accuracy"] < right["accuracy"] - 0.15 and row["fid"] == right["fid"]
+    matrix = metrics.confusion(swapped, look["read"], 10)
+    assert matrix[3, 8] > 0.9 and matrix[8, 3] > 0.9 and matrix[5, 5] > 0.9
+    assert row["train_on_samples"] < real["train_on_samples"] - 0.1
+
+
+def test_noise_is_best_in_nothing_but_diversity_and_copied_share(evaluator, real):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 28, 28), np.uint8)
+    row, _ = measure(evaluator, noise, digits()[1])
+    for column, (_, sign, _) in compare.METRICS.items():
+        worse = sign * row[column] < sign * real[column] - 1e-9
+        assert worse or column in ("of_real", "copied"), column
+    assert row["fid"] > 100 * real["fid"] and row["accuracy"] < 0.2
+
+
+def test_the_reference_is_held_out(evaluator):
+    """From what is trained on, and from the real images that calibrate."""
+    pixels, labels = evaluator.held_out
+    assert len(pixels) == 5000 and np.bincount(labels).tolist() == [500] * 10
+    assert len({image.tobytes() for image in pixels}) == 5000
+    trained = {image.tobytes() for image in images.embedded_mnist("train")[0].numpy()}
+    assert len(trained) == 5000 and not trained & {image.tobytes() for image in pixels}
+    assert len(evaluator.reference) == len(evaluator.real["pixels"]) == 2500
+    assert {*map(bytes, pixels[:2500])}.isdisjoint(map(bytes, evaluator.real["pixels"]))
+    assert np.bincount(evaluator.real["labels"]).tolist() == [250] * 10
+    row, noise = evaluator.calibrate(300, None)
+    assert (row["model"], noise["model"], row["n"]) == ("real images", "noise", 300)
+
+
+def test_a_small_reference_leaves_fid_and_its_like_empty(tmp_path, monkeypatch, capsys):
+    """Fewer than 200 images: a line says so, and what does not need them is measured."""
+    monkeypatch.setattr(evaluate, "REFERENCE", 190)
+    choices = {"clip": "tiny", "extractor": "judge", "device": "cpu"}
+    few = evaluate.Evaluator(data_args(data_dir=tmp_path, **choices))
+    assert "only 190 held-out images" in capsys.readouterr().err
+    row, _ = measure(few, *digits(100))
+    assert all(np.isnan(row[name]) for name in evaluate.DISTANCES)
+    assert row["accuracy"] > 0.95 and row["reference"] == 190
+
+
+def test_like_with_like():
+    """Runs that differ in data, encoder, steps or sampling stand apart, under what differs."""
+    common_ones = {"data_source": "embedded", "image_count": 5000, "train_steps": 9}
+    common_ones |= {"batch_size": 32, "sample_steps": 14, "eta": 1.0}
+    tiny = {"clip": "auto", "text_encoder": "tiny", "text_encoder_crc32": 7}
+    runs = {
+        "a0_uncond": common_ones | {"text_encoder": None},
+        "a1_cond": common_ones | {"text_encoder": "bag of words", "image_count": 60000},
+        "a2_clip": common_ones | tiny,
+        "a3_cfg": common_ones | tiny | {"text_encoder": "ViT-B/32"},
+        "a4_full": common_ones | tiny,
+        "a5_mine": common_ones | tiny | {"sample_steps": 50},
+        "cgan": common_ones | tiny | {"train_steps": 8},
+    }
+    (line, alike), *others = evaluate.like_with_like(runs)
+    assert alike == ["a0_uncond", "a2_clip", "a4_full"] and "embedded, 5000 images" in line
+    said = {names[0]: line for line, names in others}
+    assert "60000 images, not embedded, 5000" in said["a1_cond"]
+    assert "text encoder: ViT-B/32" in said["a3_cfg"] and "tiny" in said["a3_cfg"]
+    assert "50 steps, eta 1, not 14" in said["a5_mine"] and "8 steps of 32" in said["cgan"]
+    assert all(len(names) == 1 for _, names in others)
+    assert len(evaluate.like_with_like(dict.fromkeys("ab", runs["a4_full"]))) == 1
 
 
 @pytest.fixture(scope="module")
@@ -196,16 +360,14 @@ def test_inception_is_fetched_and_fed_as_torchvision_wants_it(
 
 
 def test_without_inception_auto_says_what_it_takes_and_a_name_is_strict(
-    offline, monkeypatch, tmp_path, capsys
+    offline, monkeypatch, tmp_path, capsys, evaluator
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tiny = load_clip("tiny", data_args(), CPU)
-    name, features = evaluate.pick_extractor("auto", tiny)
-    assert name == "tiny_clip" and "tiny CLIP" in capsys.readouterr().err
-    seen = features(digits(4)[0])
-    assert seen.shape == (4, 64) and np.abs((seen**2).sum(1) - 1000).max() < 0.01
+    name, features = evaluate.pick_extractor("auto", evaluator.judge, CPU)
+    assert name == "judge" and "features of the judge" in capsys.readouterr().err
+    assert features(digits(4)[0]).shape == (4, 64)
     with pytest.raises(base.UserError, match="inception_v3_google"):
-        evaluate.pick_extractor("inception", tiny)
+        evaluate.pick_extractor("inception", evaluator.judge, CPU)
 
 
 # ── The two commands ──
@@ -231,6 +393,7 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
         path = folder / "images" / f"samples_heldout_w{2.0 if len(scales) > 1 else 1.0}.npz"
         base.save_file(path, lambda file: np.savez(file, **arrays))
     facts = {"script": script, "seed": seed, "sample_steps": 14, "parameters": 1234567}
+    facts |= {"data_source": "embedded", "image_count": 5000, "train_steps": 40, "batch_size": 32}
     facts |= {"family": "GAN" if script == "cgan" else "diffusion"}
     facts |= {"has_guidance": len(scales) > 1, "classes": datasets.DIGITS} | config
     base.save_text(folder / "config.json", json.dumps(facts))
@@ -247,7 +410,7 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
     return folder
 
 
-EVALUATE = "evaluate.py --dataset mnist --clip tiny --extractor tiny"
+EVALUATE = "evaluate.py --dataset mnist --clip tiny --extractor judge"
 
 
 @pytest.fixture(scope="module")
@@ -289,13 +452,14 @@ def test_evaluate_writes_a_row_for_every_file_and_floor(measured):
             ("real images", "trained", "", "200"), ("noise", "trained", "", "200"),
         ]  # fmt: skip
         facts = {(row["seed"], row["extractor"], row["text_encoder"]) for row in table}
-        assert facts == {("0", "tiny_clip", "tiny")}
-    assert "fid" not in fid[0] and float(fid[0]["fid_tiny_clip"]) < float(fid[1]["fid_tiny_clip"])
+        assert facts == {("0", "judge", "tiny")}
+    assert "fid" not in fid[0] and float(fid[0]["fid_judge"]) < float(fid[1]["fid_judge"])
     assert float(clip[0]["accuracy"]) > 0.95 > 0.3 > float(clip[-1]["accuracy"])
     assert all(
         float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:4]
     )
-    names = {line.split("|")[1].strip() for line in printed.splitlines()[:-1]}
+    names = {line.split("|")[1].strip() for line in printed.splitlines() if "|" in line}
+    assert "sampling: 50 steps, not 14 steps" in printed and "2500 held-out images" in printed
     assert names >= {"real images", "noise", "mnist/cgan", "mnist/a4_full", "seed1/mnist/a4_full"}
 
 
@@ -321,12 +485,13 @@ def test_the_report_holds_all_of_it(reported):
     pictures = [folder / "compare" / link for link in re.findall(r"!\[\w+\]\(([^)]+)\)", text)]
     names = {str(path.resolve().relative_to(folder.resolve())) for path in pictures}
     study = {"cfg_scale/plots/scale.png", "cfg_scale/images/a4_full.png"}
-    assert names == study | {f"compare/{x}.png" for x in ("grid", "loss", "speed", "steps")}
+    shown = "grid loss speed steps confusion nearest distances"
+    assert names == study | {f"compare/{x}.png" for x in shown.split()}
     assert all(imread(path).std() > 0.02 for path in pictures)
     links = Page(page).links
     assert len(links) == len(pictures) + 1 and all(link.startswith("data:") for link in links)
     for heads in (text, page):
-        assert "FID (tiny_clip)" in heads and "real images" in heads and "noise" in heads
+        assert "FID (judge)" in heads and "real images" in heads and "noise" in heads
     for name in ("a0_uncond", "a1_cond", "a2_clip", "a3_cfg"):
         assert f"python {name}.py --dataset mnist" in done.stderr and f"python {name}.py" in text
     assert "python cgan.py" not in text and "Traceback" not in done.stderr
@@ -336,7 +501,7 @@ def test_seeds_become_mean_and_deviation(reported):
     folder, _ = reported
     rows = {row["scale"]: row for row in read(folder / "cfg_scale" / "metrics" / "cfg_scale.csv")}
     values = [
-        float(row["fid_tiny_clip"])
+        float(row["fid_judge"])
         for run in (folder, folder.parent / "seed1" / "mnist")
         for row in read(run / "a4_full" / "metrics" / "fid_scores.csv")
         if (row["model"], row["phrasings"], row["scale"]) == ("a4_full", "trained", "2.0")
@@ -363,17 +528,20 @@ def test_a_copy_of_a_run_is_no_other_seed(copy, monkeypatch):
 
 
 def test_the_verdict_follows_the_numbers():
-    def points(**columns):  # scale 1, scale 3
-        same = dict.fromkeys(("n", *compare.METRICS), (0.5, 0.5)) | columns
-        table = {(name, "mean"): pair for name, pair in same.items()} | {("n", "size"): (1, 1)}
-        return pd.DataFrame(table, index=[1.0, 3.0])
+    def points(**columns):  # scale 1, scale 3, scale 4
+        same = dict.fromkeys(("n", *compare.METRICS), (0.5, 0.5, 0.5)) | columns
+        table = {(name, "mean"): values for name, values in same.items()}
+        return pd.DataFrame(table | {("n", "size"): (1, 1, 1)}, index=[1.0, 3.0, 4.0])
 
-    text = compare.verdict("a4_full", points(fid=(3.0, 7.0), accuracy=(0.9, 0.99)), "FID (x)")
-    assert "scale 1 is best in FID (x) (3)" in text
+    numbers = points(fid=(3.0, 7.0, 8.0), accuracy=(0.9, 0.99, 0.98), coverage=(0.9, 0.9, 0.5))
+    text = compare.verdict("a4_full", numbers, "x")
+    assert "scale 1 is best in FID (x) (3)" in text and "KID" not in text  # alike everywhere
     assert "scale 3 is best in accuracy (99.0%)" in text
-    assert re.search("scale 1 and 3 is best in coverage .*, precision", text)
-    text = compare.verdict("a4_full", points(fid=(7.0, 3.0), accuracy=(0.99, 0.9)), "FID (x)")
-    assert "scale 3 is best in FID" in text and "scale 1 is best in accuracy" in text
+    assert "scale 1 and 3 is best in coverage (x) (90.0%)" in text
+    numbers = points(fid=(7.0, 3.0, 8.0), accuracy=(0.99, 0.9, 0.98), copied=(0.1, 0.2, 0.3))
+    text = compare.verdict("a4_full", numbers, "x")
+    assert "scale 3 is best in FID" in text
+    assert "scale 1 is best in copied (10.0%), accuracy" in text
 
 
 def test_the_report_opens_in_a_browser(reported, tmp_path):
@@ -400,7 +568,7 @@ def test_the_report_opens_in_a_browser(reported, tmp_path):
     flags += f"--user-data-dir={tmp_path}/profile"
     line = [chromium, *flags.split(), "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    assert re.search("<title>(.*?)</title>", done.stdout)[1] == ",".join(["visible"] * 6)
+    assert re.search("<title>(.*?)</title>", done.stdout)[1] == ",".join(["visible"] * 9)
     assert "CONSOLE" not in done.stderr
 
 
@@ -450,9 +618,9 @@ def test_compare_alone_measures_what_is_new_or_has_changed_and_nothing_else(copy
     new = [line.split("/")[-1] for line in done.stderr.splitlines() if line.startswith("measuring")]
     assert sorted(new) == ["a4_full", "a5_mine", "cgan"] and other.stat().st_mtime_ns == untouched
     assert table.read_bytes() == before, "as evaluate.py had written it"
-    assert "using the features" not in done.stderr, "measured as the others were, by tiny CLIP"
+    assert "using the features" not in done.stderr, "measured as the others were"
     rows = read(mnist / "a5_mine" / "metrics" / "fid_scores.csv")
-    assert rows[0]["extractor"] == "tiny_clip" and float(rows[0]["fid_tiny_clip"]) < 100
+    assert rows[0]["extractor"] == "judge" and float(rows[0]["fid_judge"]) < 100
     assert "measuring" not in here("compare.py", copy).stderr
 
 
@@ -461,7 +629,7 @@ def test_a_named_extractor_measures_again_what_was_measured_with_another(copy, h
         return pixels.reshape(len(pixels), -1)[:, ::98].astype(np.float32)
 
     fake = {"inception": ("inception_v3", few_pixels)}
-    monkeypatch.setattr(evaluate, "pick_extractor", lambda name, tiny: fake[name])
+    monkeypatch.setattr(evaluate, "pick_extractor", lambda name, *_: fake[name])
     here("compare.py cgan --extractor inception", copy)
     assert "FID (inception_v3)" in (copy / "results/mnist/compare/report.md").read_text()
 
@@ -469,9 +637,9 @@ def test_a_named_extractor_measures_again_what_was_measured_with_another(copy, h
 def test_two_extractors_share_no_table(copy, here):
     for name in evaluate.TABLES:
         path = copy / "results" / "mnist" / "cgan" / "metrics" / f"{name}.csv"
-        path.write_text(path.read_text().replace("tiny_clip", "inception_v3"))
+        path.write_text(path.read_text().replace("judge,", "inception_v3,"))
     error = here("compare.py --dataset mnist", copy, check=2).stderr
-    assert "inception_v3" in error and "tiny_clip" in error
+    assert "inception_v3" in error and "judge" in error
 
 
 def test_nothing_there_and_wrong_names_are_one_line(copy, here, tmp_path):
@@ -493,3 +661,60 @@ def test_a_model_asked_for_nothing_is_compared_too(here, tmp_path):
     text = (tmp_path / "results/mnist/compare/report.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| a0_uncond"))
     assert "nan" not in text and line.count("–") >= 4 and "cfg_scale" not in text
+
+
+def test_a_second_time_nothing_is_measured_again(copy, here, monkeypatch):
+    """Features are found by what the sample files hold; a damaged one is made again."""
+    metrics_folder = copy / "results" / "mnist" / "a4_full" / "metrics"
+    before = {path: path.read_bytes() for path in metrics_folder.glob("*.csv")}
+
+    def never(*_, **__):
+        raise AssertionError("measured again")
+
+    for owner, name in ((judge.Judge, "see"), (judge, "train"), (metrics, "nearest")):
+        monkeypatch.setattr(owner, name, never)
+    for name in ("kid", "density_coverage", "similarity"):
+        monkeypatch.setattr(metrics, name, never)
+    monkeypatch.setattr(common, "frechet_distance", never)
+    monkeypatch.setattr(tiny.Clip, "encode_image", never)
+    here(EVALUATE, copy)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    make_run(copy / "results", "cgan", blur=0.05)  # drawn anew
+    with pytest.raises(AssertionError, match="measured again"):
+        here(EVALUATE, copy)
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "reachable", lambda url: False)
+    make_run(copy / "results", "cgan")
+    for path in (copy / "data" / "features").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    monkeypatch.chdir(copy)
+    evaluate.main(EVALUATE.split()[1:])
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_runs_that_learned_from_other_data_stand_under_a_line_that_says_so(here, tmp_path):
+    """The copied share, too, is counted against a run's own training images, or left empty."""
+    results = tmp_path / "results"
+    make_run(results, "a1_cond", data_source="torchvision", image_count=60000)
+    make_run(results, "a2_clip")
+    make_run(results, "a3_cfg")
+    make_run(results / "more", "a2_clip", train_steps=80)
+    done = here(EVALUATE, tmp_path)
+    tables = done.stdout.split("Not quite comparable with the others: ")
+    assert "data: embedded, 5000 images" in tables[0] and "a1_cond" not in tables[0]
+    unlike = next(table for table in tables if "a1_cond" in table)
+    assert "data: torchvision, 60000 images, not embedded, 5000 images" in unlike
+    assert "learned from 60000 images (torchvision), not from the 5000 here" in done.stderr
+    rows = {
+        name: read(results / "mnist" / name / "metrics" / "mse_diversity.csv")[0]["copied"]
+        for name in ("a1_cond", "a2_clip")
+    }
+    assert rows["a1_cond"] == "" and float(rows["a2_clip"]) < 0.05
+    here("compare.py", tmp_path)
+    for kind in ("md", "html"):
+        text = (results / "mnist" / "compare" / f"report.{kind}").read_text()
+        first, second = text.split("Ablation")[-1].split("Not quite comparable with the others: ")
+        assert "a2_clip" in first and "a1_cond" not in first
+        assert second.startswith("data: torchvision, 60000 images, not embedded")
+        assert "a1_cond" in second and "real images" in second
+        assert "more/mnist/a2_clip (train_steps 80 instead of 40)" in text

@@ -350,7 +350,7 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     with pytest.raises(base.UserError, match="has classes"):
         a4_full.main(flags)
 
-    evaluate.main(["--dataset", "quickdraw", "--extractor", "tiny"])
+    evaluate.main(["--dataset", "quickdraw", "--extractor", "judge"])
     rows = pd.read_csv(run / "metrics" / "clip_sim_scores.csv")
     assert {*rows["n"]} == {70} and {*rows["text_encoder"]} == {"tiny"}
     compare.main(["--dataset", "quickdraw"])
@@ -361,7 +361,7 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     other.mkdir(parents=True)
     (other / "images").symlink_to(run / "images")
     (other / "config.json").write_text(json.dumps(config | {"classes": names[:2]}))
-    evaluate.main(["--dataset", "quickdraw", "--extractor", "tiny"])
+    evaluate.main(["--dataset", "quickdraw", "--extractor", "judge"])
     assert f"left out: {other.relative_to(tmp_path)}" in capfd.readouterr().err
     assert not (other / "metrics").exists()
 

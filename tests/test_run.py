@@ -391,7 +391,7 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(copy, here):
 
 def test_evaluate_and_compare_read_the_run(copy, here):
     earlier = shutil.copytree(run_folder(copy), run_folder(copy).with_name(".a4_full_1"))
-    assert "a4_full" in here("evaluate.py --clip tiny --extractor tiny", copy).stdout
+    assert "a4_full" in here("evaluate.py --clip tiny --extractor judge", copy).stdout
     page = (copy / here("compare.py --dataset mnist", copy).stdout.strip()).read_text()
     assert page.count("<img") == 5 and earlier.name not in page
 

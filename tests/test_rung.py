@@ -72,7 +72,7 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
     picture = type_in("a5_mine.py --prompt seven --n 1 --sample-steps 1").stdout.strip()
     assert (clone / picture).exists()
 
-    done = type_in("compare.py --extractor tiny --clip tiny")
+    done = type_in("compare.py --extractor judge --clip tiny")
     folder = clone / "results" / "mnist"
     text = (folder / "compare" / "report.md").read_text(encoding="utf-8")
     assert "a5_mine: A5: narrower." in text

@@ -23,7 +23,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, or
     {"kit.base", "kit.__init__"},
     {"kit.datasets", "kit.flags"},
     {"kit.images", "kit.quickdraw", "kit.clip"},
-    {"kit.tiny_clip", "kit.run"},
+    {"kit.tiny_clip", "kit.judge", "kit.run"},
     {"kit.encoders", "kit.samples", "kit.pictures", "kit.metrics"},
     {"common"},
     {*SCRIPTS, "evaluate"},

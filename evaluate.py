@@ -112,7 +112,8 @@ def settings(config: dict) -> dict[str, str | None]:
     A script without --clip has no text, or an encoder of its own, which is its idea.
     """
     encoder = f"{config.get('text_encoder')} (CRC-32 {config.get('text_encoder_crc32') or 0:08x})"
-    sampling = f"{config.get('sample_steps', 1)} steps"
+    steps = config.get("sample_steps", 1)
+    sampling = f"{steps} step{'s' if steps != 1 else ''}"
     if "eta" in config:
         sampling += f", eta {config['eta']:g}"
     return {

@@ -521,8 +521,10 @@ def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, 
     figures = {
         "grid": save_rows(here / "grid.png", classes, {"real images": here / "real.npz", **shown}),
         "loss": save_loss_plot(here / "loss.png", losses),
-        "speed": save_speed(here / "speed.png", it.numbers, [*it.first], real, it.extractor),
     }
+    if not np.isnan(real["fid"]):
+        path = here / "speed.png"
+        figures["speed"] = save_speed(path, it.numbers, [*it.first], real, it.extractor)
     asked = {caption: file for caption, file in shown.items() if load_samples(file)[1][0] >= 0}
     if asked and len(classes) <= MATRIX:
         figures["confusion"] = save_confusion(here / "confusion.png", classes, asked)

@@ -45,8 +45,20 @@ def check_served(server, loaded, part="train"):
 def test_download_then_disk(mnist_host, tmp_path):
     check_served(mnist_host, load(tmp_path))
     asked = len(mnist_host.requests)
-    check_served(mnist_host, load(tmp_path, "test"), "t10k")
+    check_served(mnist_host, load(tmp_path))
     assert len(mnist_host.requests) == asked, "the second load must come from disk"
+
+
+def test_of_the_test_split_all_are_measured_against_the_same_digits(
+    mnist_host, tmp_path, monkeypatch
+):
+    """Those of the repository, also where MNIST's files are there; a notebook has none."""
+    load(tmp_path)
+    pixels, labels, source = load(tmp_path, "test")
+    assert source == "embedded" and torch.equal(pixels, images.embedded_mnist("test")[0])
+    missing = dict.fromkeys(images.EMBEDDED, tmp_path / "no")
+    monkeypatch.setattr(images, "EMBEDDED", missing)
+    check_served(mnist_host, load(tmp_path, "test"), "t10k")
 
 
 def test_four_packed_files_put_there_by_hand_need_no_network(mnist_host, tmp_path, monkeypatch):
@@ -82,7 +94,7 @@ def test_a_bad_download_is_never_trained_on(mnist_host, tmp_path, capfd, fault):
     else:  # what a captive portal or a moved archive answers
         (mnist_host.root / "train-images-idx3-ubyte.gz").write_text("<html>moved</html>")
     pixels, _, source = load(tmp_path)
-    assert source == "embedded" and len(pixels) == 4500
+    assert source == "embedded" and len(pixels) == 5000
     err = capfd.readouterr().err
     assert "train-images-idx3-ubyte.gz" in err or "corrupted" in err, err
 
@@ -92,7 +104,7 @@ def test_no_network_means_the_embedded_digits_within_15_seconds(offline, tmp_pat
     pixels, labels, source = load(tmp_path)
     assert time.time() - start < 15 and source == "embedded"
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
-    assert torch.bincount(labels).tolist() == [450] * 10
+    assert torch.bincount(labels).tolist() == [500] * 10
     assert pixels.dtype == torch.uint8 and (pixels.min(), pixels.max()) == (0, 255)
 
 
@@ -108,7 +120,7 @@ def test_hosts_that_accept_and_never_answer_are_given_up_within_15_seconds(tmp_p
 def test_embedded_splits_share_no_image():
     train, _ = images.embedded_mnist("train")
     test, labels = images.embedded_mnist("test")
-    assert torch.bincount(labels).tolist() == [50] * 10
+    assert torch.bincount(labels).tolist() == [500] * 10
     assert not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in test}
 
 

@@ -17,7 +17,7 @@ import a4_full
 import common
 import compare
 import evaluate
-from kit import base, clip, datasets, pictures, quickdraw, samples, tiny_clip
+from kit import base, clip, datasets, judge, pictures, quickdraw, samples, tiny_clip
 from kit.encoders import load_clip
 
 NAMES = (base.ROOT / "assets" / "quickdraw_categories.txt").read_text().splitlines()
@@ -350,12 +350,19 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     with pytest.raises(base.UserError, match="has classes"):
         a4_full.main(flags)
 
+    monkeypatch.setattr(judge, "STEPS", 20)
     evaluate.main(["--dataset", "quickdraw", "--extractor", "judge"])
+    said = capfd.readouterr().err
+    assert "judge: training one for quickdraw, once" in said and "of 120 held-out ones" in said
+    assert "only 60 held-out images are the reference: FID, KID, density and coverage" in said
     rows = pd.read_csv(run / "metrics" / "clip_sim_scores.csv")
-    assert {*rows["n"]} == {70} and {*rows["text_encoder"]} == {"tiny"}
+    assert [*rows["n"]] == [70] * 4 + [60] * 2 and {*rows["text_encoder"]} == {"tiny"}
+    assert pd.read_csv(run / "metrics" / "fid_scores.csv")["fid_judge"].isna().all()
     compare.main(["--dataset", "quickdraw"])
     page = (tmp_path / capfd.readouterr().out.strip().splitlines()[-1]).read_text()
     assert f"Classes (30): {', '.join(names[:26])} and 4 more." in page
+    text = (run.parent / "compare" / "report.md").read_text()
+    assert "too few for FID" in text and "Speed against" not in text and "nan" not in text
 
     other = tmp_path / "results" / "pair" / "quickdraw" / "a4_full"
     other.mkdir(parents=True)

@@ -68,7 +68,7 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert config["dataset"] == "mnist" and config["seed"] == 0 and config["train_steps"] == 60
     assert (config["data_source"], config["image_count"], config["text_encoder"]) == (
         "embedded",
-        4500,
+        5000,
         "tiny",
     )
     assert (
@@ -393,7 +393,7 @@ def test_evaluate_and_compare_read_the_run(copy, here):
     earlier = shutil.copytree(run_folder(copy), run_folder(copy).with_name(".a4_full_1"))
     assert "a4_full" in here("evaluate.py --clip tiny --extractor judge", copy).stdout
     page = (copy / here("compare.py --dataset mnist", copy).stdout.strip()).read_text()
-    assert page.count("<img") == 5 and earlier.name not in page
+    assert page.count("<img") == 8 and earlier.name not in page
 
 
 BAD = {

@@ -217,8 +217,13 @@ class Evaluator:
 
     # What takes long
 
-    def kept(self, name: str, of: list[np.ndarray], compute) -> dict[str, np.ndarray]:
-        """compute()'s arrays, or those that it gave before for what has the same content."""
+    def kept(self, name: str, of: list[np.ndarray], compute, code=None) -> dict[str, np.ndarray]:
+        """compute()'s arrays, or those that it gave before for what has the same content.
+
+        code: the module that makes them; where its file has changed, they are made anew.
+        """
+        if code is not None:
+            of = [*of, np.frombuffer(Path(code.__file__).read_bytes(), np.uint8)]
         content = "_".join(f"{crc32(array):08x}" for array in of)
         path = self.config.data_dir / "features" / f"{name}_{content}.npz"
         try:
@@ -230,10 +235,14 @@ class Evaluator:
             return arrays
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        name = self.extractor
+        name, code = self.extractor, None
         if name == "judge":
-            name += f"_{self.judge.crc32:08x}"
-        return self.kept(name, [pixels], lambda: {"features": self.extract(pixels)})["features"]
+            name, code = f"judge_{self.judge.crc32:08x}", judge
+
+        def compute():
+            return {"features": self.extract(pixels)}
+
+        return self.kept(name, [pixels], compute, code)["features"]
 
     def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The training images and labels of a run, by its config.json; None if they are gone."""
@@ -254,17 +263,18 @@ class Evaluator:
     def look(self, arrays: dict, training) -> dict[str, np.ndarray]:
         """arrays: pixels, labels, prompts -> with all that is known of each image by itself."""
         pixels = arrays["pixels"]
+
+        def read():
+            return {"read": self.judge.see(pixels)[1]}
+
+        def nearest():
+            index, distances = metrics.nearest(pixels, training[0].numpy())
+            return {"nearest": index, "distances": distances}
+
         look = {**arrays, "features": self.features(pixels)}
-        name = f"read_{self.judge.crc32:08x}"
-        look |= self.kept(name, [pixels], lambda: {"read": self.judge.see(pixels)[1]})
+        look |= self.kept(f"read_{self.judge.crc32:08x}", [pixels], read, judge)
         if training is not None:
-            others = training[0].numpy()
-            names = "nearest", "distances"
-            look |= self.kept(
-                "nearest",
-                [pixels, others],
-                lambda: dict(zip(names, metrics.nearest(pixels, others))),
-            )
+            look |= self.kept("nearest", [pixels, training[0].numpy()], nearest, metrics)
         return look
 
     def distances(self, features: np.ndarray) -> dict[str, float]:
@@ -278,7 +288,7 @@ class Evaluator:
             values += metrics.density_coverage(real[:n], features[:n]) if n > 5 else [np.nan] * 2
             return {"values": np.array(values)}
 
-        values = self.kept("distances", [features, real], compute)["values"]
+        values = self.kept("distances", [features, real], compute, metrics)["values"]
         return dict(zip(DISTANCES, values.tolist()))
 
     def taught(self, pixels: np.ndarray, labels: np.ndarray) -> float:
@@ -294,10 +304,8 @@ class Evaluator:
             pupil = judge.train(*data, len(self.names), max(100, steps), 0, self.device)
             return {"share": (pupil.see(self.held_out[0])[1] == self.held_out[1]).mean()}
 
-        recipe = np.frombuffer(Path(judge.__file__).read_bytes(), np.uint8)
-        return float(
-            self.kept("taught", [pixels, labels, *self.held_out, recipe], compute)["share"]
-        )
+        of = [pixels, labels, *self.held_out]
+        return float(self.kept("taught", of, compute, judge)["share"])
 
     def similarity(self, look: dict) -> tuple[float, float]:
         """CLIP's of images and their prompts, and of images and the prompts of other classes."""
@@ -313,7 +321,7 @@ class Evaluator:
             return {"values": np.array(metrics.similarity(images, vectors, look["labels"]))}
 
         of = [pixels, look["labels"], prompts]
-        return tuple(self.kept(f"similarity_{clip}", of, compute)["values"].tolist())
+        return tuple(self.kept(f"similarity_{clip}", of, compute, metrics)["values"].tolist())
 
     # One row
 

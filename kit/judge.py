@@ -5,8 +5,8 @@ Idea      Who measures must have no part in what is measured. CLIP tells the mod
 Model     Convolutions down to 7 x 7, a layer of 64 features, one weight for each class.
 Data      The training split, each image turned, sheared and shifted a little. Of MNIST the digits
           that are not embedded: what models learn from offline, their judge never saw.
-Command   python -m kit.judge --dataset mnist --train-steps 3000 --out my_judge.pt
-Result    reads 99.52 % of MNIST's 10,000 test digits right (seed 0; in two minutes on a core)
+Command   python -m kit.judge --dataset mnist --train-steps 6000 --out my_judge.pt
+Result    reads 99.58 % of MNIST's 10,000 test digits right (seed 0; 6 minutes on a core)
 """
 
 import sys

@@ -11,7 +11,7 @@ Captions  Most are the class word among random tokens. From fixed sentences the 
 Command   python -m kit.tiny_clip --dataset mnist --out my_clip.pt
           without --out it replaces assets/tiny_clip.pt (other data sets: a file in data/tiny_clip),
           and runs made with the old one are refused
-Result    99.0 % zero-shot on 500 unseen digits, 240 of 240 held-out prompts (seed 0; 132 s)
+Result    98.6 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
 """
 
 import sys

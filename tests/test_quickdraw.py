@@ -58,6 +58,7 @@ class Google(http.server.BaseHTTPRequestHandler):
         server.busy += 1
         server.busiest = max(server.busiest, server.busy)
         time.sleep(server.slow)
+        server.busy -= 1  # before the answer: whoever has all of it may ask the next
         data, fault = server.files.get(name), server.fault
         if data is None:
             self.send_error(404)
@@ -77,7 +78,6 @@ class Google(http.server.BaseHTTPRequestHandler):
             )
             if fault == "stops once":
                 server.fault = None
-        server.busy -= 1
 
 
 @pytest.fixture

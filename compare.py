@@ -215,7 +215,7 @@ def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
             for column, (_, _, form) in METRICS.items():
                 written[column] = write(*row[column][["mean", "std"]], form)
             if not np.isnan(row["kid_se", "mean"]):
-                written["kid"] += f" (s.e. {row['kid_se', 'mean']:.2g})"
+                written["kid"] += f" (s.e. {write(row['kid_se', 'mean'], form='{:.2g}')})"
             names = "fid", "kid", "density", "coverage"
             first.append(cells | {titles[name]: written[name] for name in names})
             first[-1]["diversity"] = write(*row["mse_diversity"][["mean", "std"]], "{:.4f}")
@@ -236,18 +236,18 @@ def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
 
 
 def verdict(model: str, points: pd.DataFrame, extractor: str) -> str:
-    """Which guidance scale is best at what, from the numbers (index: scale)."""
+    """Which guidance scale is highest or lowest in what, from the numbers (index: scale)."""
     best, titles = {}, titled(extractor)  # best: the scales that win -> at what
     for column, (_, sign, form) in METRICS.items():
         values = points[column, "mean"].map(lambda value: float(f"{value:.3g}"))
         if values.nunique() < 2:  # nowhere better than elsewhere, or not measured
             continue
-        top = (sign * values).max() * sign
+        top, word = (sign * values).max() * sign, "highest" if sign > 0 else "lowest"
         winners = " and ".join(f"{scale:g}" for scale in values.index[values == top])
-        best.setdefault(winners, []).append(f"{titles[column]} ({form.format(top)})")
+        best.setdefault(winners, []).append(f"{word} {titles[column]} ({form.format(top)})")
     seeds = int(points["n", "size"].min())
     scales = ", ".join(f"{scale:g}" for scale in points.index)
-    parts = [f"scale {winners} is best in {', '.join(what)}" for winners, what in best.items()]
+    parts = [f"scale {winners}: {', '.join(what)}" for winners, what in best.items()]
     head = f"{model}, of the scales {scales} ({seeds} seed{'s' if seeds > 1 else ''})"
     return f"{head}: {'; '.join(parts) or 'no difference'}."
 
@@ -267,7 +267,7 @@ def save_curves(path: Path, curves: dict, real: pd.Series, xlabel: str, extracto
         for (line, points), color, marker in zip(curves.items(), cycle(COLORS), cycle("os^Dv*")):
             mean, spread = points[column, "mean"], points[column, "std"].fillna(0)
             style = {"label": line, "color": color, "marker": marker, "capsize": 3}
-            axes.errorbar(points.index, mean, spread, **style)
+            axes.errorbar(points.index, mean, spread if spread.any() else None, **style)
         axes.axhline(real[column], color="grey", linestyle="--", label="real images")
         axes.set(xlabel=xlabel, ylabel=titles[column])
         axes.grid(alpha=0.3)
@@ -325,23 +325,24 @@ def save_confusion(path: Path, names: list[str], files: dict[str, Path]) -> Path
     columns = min(3, len(files))
     rows, size = math.ceil(len(files) / columns), 0.6 + 0.26 * len(names)
     figure = Figure(figsize=(columns * size, rows * size + 0.3), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (caption, file) in zip(panels, files.items()):
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
+    for (caption, file), axes in zip(files.items(), panels):
         _, asked, _ = load_samples(file)
         matrix = metrics.confusion(asked, read_judged(file)["read"], len(names))
         axes.imshow(matrix, cmap="Blues", norm=PowerNorm(0.4, 0, 1))  # so that 1 % is seen too
         for (row, column), share in np.ndenumerate(matrix):
-            if share >= 0.005:
+            if share:
                 color = "white" if share > 0.4 else "black"
                 style = {"ha": "center", "va": "center", "fontsize": 6, "color": color}
-                axes.text(column, row, f"{100 * share:.0f}", **style)
+                text = f"{100 * share:.0f}" if share >= 0.01 else "<1"
+                axes.text(column, row, text, **style)
         places = np.arange(len(names))
         axes.set_xticks(places, names, rotation=90, fontsize=7)
         axes.set_yticks(places, names, fontsize=7)
         axes.set_title(caption, fontsize=8)
         axes.set_xlabel("read by the judge, %", fontsize=7)
         axes.set_ylabel("asked for", fontsize=7)
-    for axes in list(panels):
+    for axes in panels[len(files) :]:
         axes.remove()
     return save(path, figure)
 
@@ -476,14 +477,12 @@ class Comparison:
         runs = {model: run["config"] for model, run in self.first.items()}
         return evaluate.like_with_like(runs)
 
-    def tables(self, models: list[str]) -> list[tuple]:
-        """For each group of these models a line about it, and the tables of compared()."""
+    def tables(self) -> list[tuple]:
+        """For each group a line about it, and the tables of compared()."""
         tables = []
         for line, names in self.groups:
-            names = [name for name in names if name in models]
-            if names:
-                numbers = pd.concat([self.numbers, over_seeds(self.floors[names[0]])])
-                tables.append((line, *compared(numbers, names, self.guided, self.extractor)))
+            numbers = pd.concat([self.numbers, over_seeds(self.floors[names[0]])])
+            tables.append((line, *compared(numbers, names, self.guided, self.extractor)))
         return tables
 
 
@@ -549,7 +548,6 @@ def facts_of(it: Comparison) -> dict:
         values = {name: str(run["config"].get(name, "–")) for name in SETTINGS}
         settings.append({"script": model, **values})
     families = {model: run["config"]["family"] for model, run in it.first.items()}
-    ladder = [model for model, family in families.items() if family == "diffusion"]
     points = {model: trained_points(it.numbers, model) for model in it.guided}
     floors = it.floors[it.groups[0][1][0]].set_index("model")
     return {
@@ -560,8 +558,8 @@ def facts_of(it: Comparison) -> dict:
         "real": floors.loc["real images"],
         "noise": floors.loc["noise"],
         "families": sorted({*families.values()}),
-        "comparison": it.tables([*it.first]),
-        "ablation": it.tables(ladder),
+        "tables": it.tables(),
+        "seeds": max(size for size in it.numbers["n", "size"]),
         "guided": [*it.guided],
         "verdicts": [verdict(model, table, it.extractor) for model, table in points.items()],
         "steps": bool(it.steps),
@@ -579,6 +577,7 @@ def main(argv: list[str] | None = None) -> None:
         if name not in it.first:
             missing.append(f"{name} (python {name}.py --dataset {config.dataset})")
     facts = {"dataset": config.dataset, "classes": classes, "missing": missing, **facts_of(it)}
+    facts["held_out"] = len(common.HELDOUT_TEMPLATES[config.dataset])
     save_report(folder / "compare", figures, **facts)
     for text in missing:
         print(f"missing: {text}", file=sys.stderr)

@@ -334,6 +334,7 @@ class Evaluator:
         asked, n = labels.min() >= 0, len(labels)
         distances = self.distances(look["features"])
         diversity = metrics.mse_diversity(pixels, labels if asked else read) or {0: np.nan}
+        mean = np.mean([*diversity.values()])
         of_real = {label: value / self.diversity[label] for label, value in diversity.items()}
         least = min(of_real, key=of_real.get)
         right, similar = np.nan, (np.nan, np.nan)
@@ -347,8 +348,8 @@ class Evaluator:
             "extractor": self.extractor,
             "judge_crc32": f"{self.judge.crc32:08x}",
             "text_encoder": self.clip.name,
-            "mse_diversity": float(np.mean([*diversity.values()])),
-            "of_real": float(np.mean([*of_real.values()])),
+            "mse_diversity": float(mean),
+            "of_real": float(mean / np.mean([self.diversity[label] for label in diversity])),
             "least_of_real": of_real[least],
             "least_class": self.names[least],
             "train_on_samples": taught,

@@ -535,13 +535,13 @@ def test_the_verdict_follows_the_numbers():
 
     numbers = points(fid=(3.0, 7.0, 8.0), accuracy=(0.9, 0.99, 0.98), coverage=(0.9, 0.9, 0.5))
     text = compare.verdict("a4_full", numbers, "x")
-    assert "scale 1 is best in FID (x) (3)" in text and "KID" not in text  # alike everywhere
-    assert "scale 3 is best in accuracy (99.0%)" in text
-    assert "scale 1 and 3 is best in coverage (x) (90.0%)" in text
+    assert "scale 1: lowest FID (x) (3)" in text and "KID" not in text  # alike everywhere
+    assert "scale 3: highest accuracy (99.0%)" in text
+    assert "scale 1 and 3: highest coverage (x) (90.0%)" in text
     numbers = points(fid=(7.0, 3.0, 8.0), accuracy=(0.99, 0.9, 0.98), copied=(0.1, 0.2, 0.3))
     text = compare.verdict("a4_full", numbers, "x")
-    assert "scale 3 is best in FID" in text
-    assert "scale 1 is best in copied (10.0%), accuracy" in text
+    assert "scale 3: lowest FID" in text
+    assert "scale 1: lowest copied (10.0%), highest accuracy" in text
 
 
 def test_the_report_opens_in_a_browser(reported, tmp_path):

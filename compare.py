@@ -215,7 +215,7 @@ def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
             for column, (_, _, form) in METRICS.items():
                 written[column] = write(*row[column][["mean", "std"]], form)
             if not np.isnan(row["kid_se", "mean"]):
-                written["kid"] += f" (s.e. {write(row['kid_se', 'mean'], form='{:.2g}')})"
+                written["kid"] += f" (s.e. {write(row['kid_se', 'mean'])})"
             names = "fid", "kid", "density", "coverage"
             first.append(cells | {titles[name]: written[name] for name in names})
             first[-1]["diversity"] = write(*row["mse_diversity"][["mean", "std"]], "{:.4f}")
@@ -269,6 +269,8 @@ def save_curves(path: Path, curves: dict, real: pd.Series, xlabel: str, extracto
             style = {"label": line, "color": color, "marker": marker, "capsize": 3}
             axes.errorbar(points.index, mean, spread if spread.any() else None, **style)
         axes.axhline(real[column], color="grey", linestyle="--", label="real images")
+        if column == "copied":
+            axes.set_ylim(-0.02, 1.02)  # zeros all along have no scale of their own
         axes.set(xlabel=xlabel, ylabel=titles[column])
         axes.grid(alpha=0.3)
     figure.axes[0].legend()

@@ -12,8 +12,9 @@ from matplotlib import font_manager, ft2font
 from torchvision.datasets import EMNIST
 
 import common
-from kit import base, datasets, images, tiny_clip
-from kit.clip import import_clip
+import evaluate
+from kit import base, datasets, images, judge, tiny_clip
+from kit.clip import Clip, import_clip
 from kit.encoders import load_clip
 
 UPPER, LOWER = range(65, 91), range(97, 123)
@@ -86,7 +87,7 @@ def emnist_host(server, monkeypatch):
     """Serves gzip.zip as EMNIST's host does; server.parts is what is in it."""
     server.parts = {}
     for split, codes in OFFICIAL.items():
-        for part, n in (("train", 2), ("test", 1)):
+        for part, n in (("train", 2), ("test", 3)):
             server.parts[f"{split}-{part}"] = letters([chr(x) for x in codes], n)
     md5 = write_archive(server.root / "gzip.zip", server.parts)
     monkeypatch.setattr(EMNIST, "url", f"{server.url}gzip.zip")
@@ -214,3 +215,28 @@ def test_digits_are_read_from_emnist_as_the_digits_they_are(emnist_host, tmp_pat
         tiny.encode_image(images.to_images(got)) @ tiny_clip.class_vectors(tiny, data_args()).T
     ).argmax(1)
     assert (seen == labels).float().mean() > 0.98
+
+
+def test_the_judge_learns_the_training_split_and_the_reference_is_of_the_test_split(
+    emnist_host, tmp_path, monkeypatch
+):
+    learned = []
+
+    def train(pixels, labels, classes, *_):
+        learned.append((pixels, labels))
+        return judge.Judge(classes)
+
+    monkeypatch.setattr(judge, "train", train)
+    tiny = base.ROOT / "assets" / "tiny_clip.pt"
+    monkeypatch.setattr(common, "load_clip", lambda *_: Clip("tiny", tiny, CPU))
+    choices = {"emnist_split": "letters", "data_dir": tmp_path, "device": "cpu"}
+    letters = datasets.EMNIST_SPLITS["letters"]
+    config = data_args("emnist", letters, **choices, clip="tiny", extractor="judge")
+    evaluator = evaluate.Evaluator(config)
+    (pixels, labels), (held_out, asked) = learned[0], evaluator.held_out
+    trained, tested = (emnist_host.parts[f"letters-{part}"] for part in ("train", "test"))
+    assert (pixels.numpy() == trained[0]).all() and labels.tolist() == trained[1].tolist()
+    assert {*map(bytes, held_out)} == {*map(bytes, tested[0])} and len(held_out) == 78
+    assert np.bincount(asked).tolist() == [3] * 26
+    assert len(evaluator.reference) == len(evaluator.real["labels"]) == 26
+    assert (tmp_path / "judge").is_dir()

@@ -32,11 +32,10 @@ import pandas as pd
 import torch
 
 import common
-from kit import judge, metrics
+from kit import images, judge, metrics
 from kit.base import Progress, UserError, pick_device, save_table
 from kit.datasets import DATASETS, OWNERS
 from kit.flags import Flags, flag
-from kit.images import embedded_mnist
 from kit.run import encode_once, read_config
 from kit.samples import balanced_prompts, load_samples, save_arrays
 
@@ -217,14 +216,13 @@ class Evaluator:
 
     # What takes long
 
-    def kept(self, name: str, of: list[np.ndarray], compute, code=None) -> dict[str, np.ndarray]:
+    def kept(self, name: str, of: list[np.ndarray], compute, *code) -> dict[str, np.ndarray]:
         """compute()'s arrays, or those that it gave before for what has the same content.
 
-        code: the module that makes them; where its file has changed, they are made anew.
+        code: the modules that make them; where their files have changed, they are made anew.
         """
-        if code is not None:
-            of = [*of, np.frombuffer(Path(code.__file__).read_bytes(), np.uint8)]
-        content = "_".join(f"{crc32(array):08x}" for array in of)
+        files = [np.frombuffer(Path(module.__file__).read_bytes(), np.uint8) for module in code]
+        content = "_".join(f"{crc32(array):08x}" for array in (*of, *files))
         path = self.config.data_dir / "features" / f"{name}_{content}.npz"
         try:
             with np.load(path) as file:
@@ -235,21 +233,21 @@ class Evaluator:
             return arrays
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        name, code = self.extractor, None
+        name, code = self.extractor, []  # Inception's weights are always the same
         if name == "judge":
-            name, code = f"judge_{self.judge.crc32:08x}", judge
+            name, code = f"judge_{self.judge.crc32:08x}", [judge]
 
         def compute():
             return {"features": self.extract(pixels)}
 
-        return self.kept(name, [pixels], compute, code)["features"]
+        return self.kept(name, [pixels], compute, *code)["features"]
 
     def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The training images and labels of a run, by its config.json; None if they are gone."""
         key = run.get("data_source"), run.get("image_count")
         if key not in self.trainings:
             if key[0] == "embedded":
-                pixels, labels = embedded_mnist("train")
+                pixels, labels = images.embedded_mnist("train")
                 found = "embedded", len(pixels)
             else:
                 pixels, labels, source = common.load_dataset(self.config)
@@ -288,7 +286,7 @@ class Evaluator:
             values += metrics.density_coverage(real[:n], features[:n]) if n > 5 else [np.nan] * 2
             return {"values": np.array(values)}
 
-        values = self.kept("distances", [features, real], compute, metrics)["values"]
+        values = self.kept("distances", [features, real], compute, metrics, common)["values"]
         return dict(zip(DISTANCES, values.tolist()))
 
     def taught(self, pixels: np.ndarray, labels: np.ndarray) -> float:
@@ -305,20 +303,20 @@ class Evaluator:
             return {"share": (pupil.see(self.held_out[0])[1] == self.held_out[1]).mean()}
 
         of = [pixels, labels, *self.held_out]
-        return float(self.kept("taught", of, compute, judge)["share"])
+        return float(self.kept("taught", of, compute, judge, images)["share"])
 
     def similarity(self, look: dict) -> tuple[float, float]:
         """CLIP's of images and their prompts, and of images and the prompts of other classes."""
         clip, pixels, prompts = f"clip_{self.clip.crc32:08x}", look["pixels"], look["prompts"]
 
         def embed():
-            images = common.to_images(torch.from_numpy(pixels))
-            return {"embeddings": self.clip.encode_image(images).cpu().numpy()}
+            vectors = self.clip.encode_image(common.to_images(torch.from_numpy(pixels)))
+            return {"embeddings": vectors.cpu().numpy()}
 
         def compute():
-            images = self.kept(clip, [pixels], embed)["embeddings"]
+            seen = self.kept(clip, [pixels], embed)["embeddings"]
             vectors = encode_once(self.clip, prompts.tolist(), self.text_vectors).cpu().numpy()
-            return {"values": np.array(metrics.similarity(images, vectors, look["labels"]))}
+            return {"values": np.array(metrics.similarity(seen, vectors, look["labels"]))}
 
         of = [pixels, look["labels"], prompts]
         return tuple(self.kept(f"similarity_{clip}", of, compute, metrics)["values"].tolist())

@@ -276,6 +276,24 @@ def test_the_reference_is_held_out(evaluator):
     assert (row["model"], noise["model"], row["n"]) == ("real images", "noise", 300)
 
 
+def test_density_and_coverage_are_of_as_many_on_both_sides(evaluator):
+    many = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32) + 1
+    for n in (3000, 700):
+        got, least = evaluator.distances(many[:n]), min(n, 2500)
+        right = metrics.density_coverage(evaluator.reference[:least], many[:least])
+        assert (got["density"], got["coverage"]) == right
+
+
+def test_what_real_images_teach_is_taught_by_training_images(evaluator, monkeypatch):
+    lessons, training = [], evaluator.training({"data_source": "embedded", "image_count": 5000})
+    monkeypatch.setattr(evaluator, "taught", lambda pixels, labels: lessons.append(pixels) or 0.5)
+    rows = evaluator.calibrate(600, training)
+    assert [row["train_on_samples"] for row in rows] == [0.5, 0.5]
+    trained = {*map(bytes, training[0].numpy())}
+    assert len(lessons[0]) == 600 and {*map(bytes, lessons[0])} <= trained
+    assert rows[0]["copied"] < 0.05 and rows[0]["n"] == 600
+
+
 def test_a_small_reference_leaves_fid_and_its_like_empty(tmp_path, monkeypatch, capsys):
     """Fewer than 200 images: a line says so, and what does not need them is measured."""
     monkeypatch.setattr(evaluate, "REFERENCE", 190)
@@ -622,6 +640,8 @@ def test_compare_alone_measures_what_is_new_or_has_changed_and_nothing_else(copy
     rows = read(mnist / "a5_mine" / "metrics" / "fid_scores.csv")
     assert rows[0]["extractor"] == "judge" and float(rows[0]["fid_judge"]) < 100
     assert "measuring" not in here("compare.py", copy).stderr
+    (mnist / "cgan" / "metrics" / "judged_w1.0.npz").unlink()
+    assert "measuring results/mnist/cgan" in here("compare.py", copy).stderr
 
 
 def test_a_named_extractor_measures_again_what_was_measured_with_another(copy, here, monkeypatch):
@@ -651,6 +671,34 @@ def test_nothing_there_and_wrong_names_are_one_line(copy, here, tmp_path):
     assert "python a2_clip.py" in here(f"{EVALUATE} a2_clip", copy, check=2).stderr
     assert "a4_full" not in here("compare.py cgan", copy).stderr
     assert "a4_full" not in (copy / "results/mnist/compare/report.md").read_text()
+
+
+def test_what_the_figures_of_judged_images_show(tmp_path, monkeypatch):
+    """The matrix counts what was read, the histogram is in percent, copies stand below."""
+    pixels, labels, prompts = digits(100)
+    read, distances = labels.copy(), np.stack([labels / 10, labels / 5], 1)
+    read[labels == 3] = 8
+    file = tmp_path / "run" / "images" / "samples_w2.0.npz"
+    samples.save_arrays(file, {"images": pixels, "labels": labels, "prompts": prompts})
+    judged = {"read": read, "distances": distances, "real_distances": distances[:40] / 2}
+    samples.save_arrays(compare.judged_file(file), judged | {"nearest": 255 - pixels[:26]})
+    figures, grids = [], []
+    monkeypatch.setattr(compare, "save", lambda path, figure: figures.append(figure))
+    monkeypatch.setattr(compare, "save_grid", lambda path, pixels, *_, **__: grids.append(pixels))
+    files = {"one": file, "two": file}
+    compare.save_confusion(tmp_path / "x.png", datasets.DIGITS, files)
+    texts = {x.get_position(): x.get_text() for x in figures[0].axes[0].texts}
+    assert texts == {(8 if i == 3 else i, i): "100" for i in range(10)}
+    assert len(figures[0].axes) == 2, "no empty panel"
+    compare.save_distances(tmp_path / "x.png", files)
+    lines = figures[1].axes[0].patches
+    assert len(lines) == 3, "real images, and two files"
+    right, heights = 0.9 / 40, [patch.get_path().vertices[:, 1].copy() for patch in lines]
+    for line, shown in zip((distances[:40, 0] / 2, *[distances[:, 0]] * 2), heights):
+        counts = np.histogram(line, np.linspace(0, 40 * right, 41))[0] * 100 / len(line)
+        assert abs(shown.max() - counts.max()) < 1e-9
+    compare.save_nearest(tmp_path / "x.png", files, 10)
+    assert (grids[0][:10] == pixels[:10]).all() and (grids[0][10:20] == 255 - pixels[:10]).all()
 
 
 def test_a_model_asked_for_nothing_is_compared_too(here, tmp_path):

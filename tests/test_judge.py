@@ -45,6 +45,8 @@ def test_it_is_trained_once_announced_and_kept(simple, tmp_path, capsys):
     assert "training one for quickdraw, once" in said and str(path) in said
     assert "reads 100.00% of 60 held-out ones right" in said and "learned from 60 images" in said
     assert path.is_relative_to(tmp_path / "judge") and {*simple} == {"train", "test"}
+    pupil = judge.train(*images.load_dataset(config)[:2], 2, 2, 0, CPU)
+    assert not pupil.training, "what it reads must not depend on the other images of a batch"
     simple.clear()
     again = judge.load_judge(config, CPU)
     assert not simple and "training" not in capsys.readouterr().err

@@ -325,7 +325,7 @@ def samples_shown(run: dict) -> tuple[str, Path]:
 def save_confusion(path: Path, names: list[str], files: dict[str, Path]) -> Path:
     """For every file (caption -> path): of each class that was asked for, what share is read so."""
     columns = min(3, len(files))
-    rows, size = math.ceil(len(files) / columns), 0.6 + 0.26 * len(names)
+    rows, size = math.ceil(len(files) / columns), max(2.4, 0.6 + 0.26 * len(names))
     figure = Figure(figsize=(columns * size, rows * size + 0.3), layout="constrained")
     panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for (caption, file), axes in zip(files.items(), panels):

@@ -2,8 +2,9 @@
 
 Idea      CLIP has learned which sentences mean the same: new phrasings land near trained ones.
 Changed   Against a1_cond.py: CLIP's text embedding instead of the bag of words.
-Papers    DDPM (Ho et al. 2020), DDIM (Song et al. 2021), improved DDPM (Nichol & Dhariwal 2021),
-          v-prediction (Salimans & Ho 2022), adaptive group norm (Dhariwal & Nichol 2021),
+Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
+          DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
+          adaptive group norm (Dhariwal & Nichol 2021),
           CLIP (Radford et al. 2021).
 Commands  python a2_clip.py --dataset mnist
           python a2_clip.py --prompt "a handwritten seven" --n 16
@@ -36,8 +37,8 @@ class Config(common.Config):
     ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
     widths: tuple[int, int] = flag((48, 96), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
     patch: int = flag(2, "an image enters as squares of so many pixels", choices=(1, 2, 7, 14))
-    sample_steps: int = flag(14, "DDIM steps to an image", 1, T, use="sampling", quickdraw=20)
-    eta: float = flag(1.0, "noise put back in sampling: 1 as in DDPM", 0, 1, use="sampling")
+    sample_steps: int = flag(14, "steps from noise to an image", 1, T, use="sampling", quickdraw=20)
+    eta: float = flag(1.0, "noise added on the way: 0 none, 1 as the SDE", 0, 1, use="sampling")
     prompt: str = flag(None, 'draw this, for example "a handwritten seven"', use="free")
     n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
     clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
@@ -141,25 +142,31 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 
 
 @torch.no_grad()
-def sample(model, x_t: torch.Tensor, steps: int, eta: float, generator, film=None) -> torch.Tensor:
-    """DDIM (Song et al. 2021): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
+def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=None) -> torch.Tensor:
+    """SDE-DPM-Solver++(2M): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    eta 0 adds no noise on the way, eta 1 as much as DDPM. film, a list, is given every (t, x_t).
+    Lu et al. 2022. eta 0 adds no noise on the way, eta 1 as much as the reverse SDE. generators:
+    one for each image. film, a list, is given every (t, x_t).
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
+    lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2  # half the log-SNR
     times = torch.linspace(T, 0, steps + 1).round().long().tolist()
+    x0_before, h_before = None, None
     for t, t_next in zip(times, times[1:]):
         if film is not None:
             film.append((t, x_t))
-        a, a_next = alphas_bar[t], alphas_bar[t_next]
+        a, a_next, h = alphas_bar[t], alphas_bar[t_next], lambdas[t_next] - lambdas[t]
         v = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
         x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4
         x0_hat = x0_hat.clamp(-1, 1)  # pixels end there
-        eps = (x_t - a.sqrt() * x0_hat) / (1 - a).sqrt()  # what is left if x0_hat is true
-        sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()  # DDIM Eq. 16
-        z = torch.randn(x_t.shape, generator=generator).to(x_t.device)  # z ~ N(0, I)
-        rest = (1 - a_next - sigma**2).clamp(min=0).sqrt()
-        x_t = a_next.sqrt() * x0_hat + rest * eps + sigma * z  # DDIM Eq. 12
+        x0_ahead = x0_hat
+        if x0_before is not None and t_next > 0:  # where x0_hat is going: Lu et al. Alg. 2
+            x0_ahead = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
+        z = common.noise(generators, 1, 28, 28).to(x_t.device)  # z ~ N(0, I)
+        x_t = ((1 - a_next) / (1 - a)).sqrt() * (-eta * h).exp() * x_t
+        x_t = x_t + a_next.sqrt() * (1 - (-(1 + eta) * h).exp()) * x0_ahead
+        x_t = x_t + ((1 - a_next) * (1 - (-2 * eta * h).exp())).sqrt() * z
+        x0_before, h_before = x0_hat, h
     if film is not None:
         film.append((0, x_t))
     return x_t
@@ -209,10 +216,10 @@ def main(argv: list[str] | None = None) -> None:
     ema = copy.deepcopy(model)
     run.check_model(model)
 
-    def draw(prompts, scale, generator, film=None):
-        x_T = torch.randn(len(prompts), 1, 28, 28, generator=generator)  # the same on every device
+    def draw(prompts, scale, generators, film=None):
+        x_T = common.noise(generators, 1, 28, 28)  # the same on every device
         v = partial(ema, text=run.encode(prompts))
-        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generator, film)
+        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

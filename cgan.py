@@ -46,7 +46,7 @@ class Config(common.Config):
     n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
     clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
 
-    family = "GAN"
+    family, sampler = "GAN", None
     film = "a walk from one z to another"
 
 
@@ -230,10 +230,10 @@ def main(argv: list[str] | None = None) -> None:
     ema = copy.deepcopy(model)
     run.check_model(model)
 
-    def draw(prompts, scale, generator, film=None):
-        z = torch.randn(2, len(prompts), config.z, generator=generator)  # the same on every device
+    def draw(prompts, scale, generators, film=None):
+        z, z_end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
         text = run.encode(prompts)
-        return sample(ema, *z.to(run.device), text, film)
+        return sample(ema, z, z_end, text, film)
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

@@ -27,6 +27,7 @@ from kit.images import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 2
 from kit.pictures import save_outputs  # draws a run's sample files and pictures
 from kit.run import Run  # results/<dataset>/<script>/: data, steps, checkpoints
 from kit.samples import complete  # whether all of that is on disk
+from kit.samples import noise  # normal noise, each image's from a generator of its own
 
 # ── Noise schedule ──
 

@@ -113,6 +113,8 @@ def settings(config: dict) -> dict[str, str | None]:
     encoder = f"{config.get('text_encoder')} (CRC-32 {config.get('text_encoder_crc32') or 0:08x})"
     steps = config.get("sample_steps", 1)
     sampling = f"{steps} step{'s' if steps != 1 else ''}"
+    if config.get("sampler"):
+        sampling += f" of {config['sampler']}"
     if "eta" in config:
         sampling += f", eta {config['eta']:g}"
     return {

@@ -191,6 +191,7 @@ class Config(DataConfig):
     samples: int = flag(2000, "images drawn for evaluation, per scale", 2, 10**7, use="sampling")
 
     family = "diffusion"
+    sampler = "SDE-DPM-Solver++(2M)"  # what another one has drawn is drawn again
     film = "x_t, from noise (t = 1000) to the image (t = 0)"  # what denoising.png shows
     prompt, n, clip = None, 16, "auto"
     scale, scales = 1.0, (1.0,)

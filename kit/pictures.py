@@ -8,14 +8,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from kit.base import read_table, save_file
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words
 from kit.images import to_pixels
 from kit.run import Run
-from kit.samples import draw_all, heldout_scale, load_samples, save_samples
+from kit.samples import draw_all, generators_of, heldout_scale, load_samples, save_samples
 
 # Okabe & Ito: to be told apart by colour-blind eyes too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
@@ -106,7 +105,7 @@ def with_scale(text: str, guidance: bool, scale: float) -> str:
 def save_outputs(run: Run, draw) -> None:
     """All that a run leaves beside its checkpoint; with --prompt, one picture.
 
-    draw(prompts, scale, generator, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, is
+    draw(prompts, scale, generators, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, is
     given (title, images) of each moment that denoising.png shows.
     """
     if run.config.prompt is not None:
@@ -178,7 +177,7 @@ def save_prompts_picture(run: Run, draw) -> None:
 def save_film(run: Run, draw) -> None:
     """denoising.png: how six images come about, at most 11 moments of each."""
     config, prompts, film = run.config, shown_prompts(run.config)[:6], []
-    draw(prompts, heldout_scale(config), torch.Generator().manual_seed(config.seed), film)
+    draw(prompts, heldout_scale(config), generators_of(config.seed, range(6)), film)
     moments = np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)
     titles = [str(film[i][0]) for i in moments]
     frames = np.stack([to_pixels(film[i][1]) for i in moments], 1)  # (6, moments, 28, 28)

@@ -110,6 +110,7 @@ class Run:
         except UserError:
             return False
         now = {name: getattr(self.config, name) for name in self.config.names("sampling")}
+        now["sampler"] = self.config.sampler
         return all(before.get(name) == value for name, value in plain(now).items())
 
     def begin(self, **facts) -> None:
@@ -123,11 +124,12 @@ class Run:
         if self.folder.exists() and not self.drawn_alike():
             for path in [*self.images.glob("samples*"), self.metrics / "performance.csv"]:
                 path.unlink(missing_ok=True)
-        config, now = self.config, [*self.config.names("sampling"), "scales"]
+        config, now = self.config, [*self.config.names("sampling"), "scales", "sampler"]
         self.saved = plain(dataclasses.asdict(config)) | {
             "script": config.script,
             "description": config.description,
             "family": config.family,
+            "sampler": config.sampler,
             "has_text": config.has_text,
             "has_guidance": config.has_guidance,
             "device": str(self.device),

@@ -56,19 +56,30 @@ def balanced_prompts(config, templates: dict | None, n: int) -> tuple[list[str],
     return prompts, labels
 
 
-def draw_all(run: Run, draw, prompts: list[str], scale: float, what: str):
-    """-> pixels uint8 (n, 28, 28), images per second. The noise depends on --seed alone.
+def generators_of(seed: int, images: range) -> list[torch.Generator]:
+    """One for each image, by its number: what it draws depends neither on batch nor on device."""
+    return [torch.Generator().manual_seed((1_000_003 * seed + i) % 2**32) for i in images]
 
-    The speed is the median over batches, without the first one if there are more: it warms up.
-    Prompts are encoded before that.
+
+def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
+    """-> (B, *shape), standard normal, each row by its image's generator."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def draw_all(run: Run, draw, prompts: list[str], scale: float, what: str):
+    """-> pixels uint8 (n, 28, 28), images per second.
+
+    The noise of image i depends on --seed and i alone. The speed is the median over batches,
+    without the first one if there are more: it warms up. Prompts are encoded before that.
     """
     if run.encoder is not None:
         run.encode(prompts)
-    generator, parts, speeds = torch.Generator().manual_seed(run.config.seed), [], []
+    parts, speeds = [], []
     with Progress(desc=what, total=len(prompts)) as bar:
         for i in range(0, len(prompts), BATCH):
             batch, start = prompts[i : i + BATCH], time.perf_counter()
-            parts.append(to_pixels(draw(batch, scale, generator)))
+            generators = generators_of(run.config.seed, range(i, i + len(batch)))
+            parts.append(to_pixels(draw(batch, scale, generators)))
             speeds.append(len(batch) / (time.perf_counter() - start))
             bar.update(len(batch))
     return np.concatenate(parts), statistics.median(speeds[1:] or speeds)

@@ -202,6 +202,19 @@ def test_every_script_says_when_it_is_complete(others, here, script):
     assert "complete" in done.stderr and contents(others) == before
 
 
+def test_what_another_sampler_has_drawn_is_drawn_again(others, here, tmp_path):
+    copy = shutil.copytree(others, tmp_path / "copy")
+    run = copy / "results" / "mnist" / "a0_uncond"
+    text, samples = (run / "config.json").read_text(), run / "images" / "samples_w1.0.npz"
+    assert "SDE-DPM-Solver++(2M)" in text
+    (run / "config.json").write_text(text.replace('"SDE-DPM-Solver++(2M)"', '"DDIM"'))
+    before = samples.read_bytes()
+    samples.write_bytes(before[:100])
+    done = here(f"a0_uncond.py {OTHER} {OTHERS['a0_uncond']}", copy)
+    assert "complete" not in done.stderr and "training" not in done.stderr
+    assert samples.read_bytes() == before and (run / "config.json").read_text() == text
+
+
 @pytest.mark.parametrize("script", [script for script in OTHERS if script != "a0_uncond"])
 def test_every_script_that_reads_text_draws_a_prompt(others, here, tmp_path, script):
     copy = shutil.copytree(others, tmp_path / "copy")

@@ -267,12 +267,18 @@ class Evaluator:
         def read():
             return {"read": self.judge.see(pixels)[1]}
 
+        def embed():
+            vectors = self.clip.encode_image(common.to_images(torch.from_numpy(pixels)))
+            return {"embeddings": vectors.cpu().numpy()}
+
         def nearest():
             index, distances = metrics.nearest(pixels, training[0].numpy())
             return {"nearest": index, "distances": distances}
 
         look = {**arrays, "features": self.features(pixels)}
         look |= self.kept(f"read_{self.judge.crc32:08x}", [pixels], read, judge)
+        if arrays["labels"].min() >= 0:
+            look |= self.kept(f"clip_{self.clip.crc32:08x}", [pixels], embed)
         if training is not None:
             look |= self.kept("nearest", [pixels, training[0].numpy()], nearest, metrics)
         return look
@@ -309,19 +315,14 @@ class Evaluator:
 
     def similarity(self, look: dict) -> tuple[float, float]:
         """CLIP's of images and their prompts, and of images and the prompts of other classes."""
-        clip, pixels, prompts = f"clip_{self.clip.crc32:08x}", look["pixels"], look["prompts"]
-
-        def embed():
-            vectors = self.clip.encode_image(common.to_images(torch.from_numpy(pixels)))
-            return {"embeddings": vectors.cpu().numpy()}
+        seen, labels, prompts = look["embeddings"], look["labels"], look["prompts"]
 
         def compute():
-            seen = self.kept(clip, [pixels], embed)["embeddings"]
             vectors = encode_once(self.clip, prompts.tolist(), self.text_vectors).cpu().numpy()
-            return {"values": np.array(metrics.similarity(seen, vectors, look["labels"]))}
+            return {"values": np.array(metrics.similarity(seen, vectors, labels))}
 
-        of = [pixels, look["labels"], prompts]
-        return tuple(self.kept(f"similarity_{clip}", of, compute, metrics)["values"].tolist())
+        name, of = f"similarity_{self.clip.crc32:08x}", [seen, labels, prompts]
+        return tuple(self.kept(name, of, compute, metrics)["values"].tolist())
 
     # One row
 
@@ -361,21 +362,31 @@ class Evaluator:
             "accuracy_high": high,
         }
 
+    def floor_looks(self, n: int, training) -> dict[str, dict]:
+        """real images and noise -> look() of n of them, or as many as there are.
+
+        A smaller n is the beginning of a larger one, so only the largest costs anything.
+        """
+        n, known = min(n, len(self.real["labels"])), self.floors.get(id(training))
+        if known is None or len(known["noise"]["labels"]) < n:
+            noise = np.random.default_rng(0).integers(0, 256, (n, 28, 28), np.uint8)
+            real = {name: array[:n] for name, array in self.real.items()}
+            known = {"real images": real, "noise": {**real, "pixels": noise}}
+            known = {name: self.look(arrays, training) for name, arrays in known.items()}
+            self.floors[id(training)] = known
+        return {name: {x: look[x][:n] for x in look} for name, look in known.items()}
+
     def calibrate(self, n: int, training) -> list[dict]:
         """Rows of n real images and of n of noise, in place of a model's."""
-        n, key = min(n, len(self.real["labels"])), id(training)
-        if (n, key) in self.floors:
-            return self.floors[n, key]
-        noise = np.random.default_rng(0).integers(0, 256, (n, 28, 28), np.uint8)
-        rows, real = [], {name: array[:n] for name, array in self.real.items()}
-        for name, arrays in {"real images": real, "noise": {**real, "pixels": noise}}.items():
+        rows = []
+        for name, look in self.floor_looks(n, training).items():
+            n = len(look["labels"])
             head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0}
-            lesson = arrays["pixels"], arrays["labels"]
+            lesson = look["pixels"], look["labels"]
             if name == "real images" and training is not None:  # held-out ones teach nothing here
                 lesson = round_the_classes(*training, len(self.names), n)
-            row = self.measure(self.look(arrays, training), self.taught(*lesson))
+            row = self.measure(look, self.taught(*lesson))
             rows.append({**head, "samples_crc32": "", **row})
-        self.floors[n, key] = rows
         return rows
 
     # A run
@@ -414,7 +425,7 @@ class Evaluator:
         """What compare.py draws of one sample file: classes read, the nearest training images."""
         judged = {"read": look["read"]}
         if training is not None:
-            real = self.look({"pixels": self.real["pixels"]}, training)["distances"]
+            real = self.floor_looks(len(look["read"]), training)["real images"]["distances"]
             judged |= {"distances": look["distances"], "real_distances": real}
             judged["nearest"] = training[0].numpy()[look["nearest"][:SHOWN, 0]]
         save_arrays(folder / "metrics" / path.name.replace("samples", "judged"), judged)

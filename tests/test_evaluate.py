@@ -292,6 +292,13 @@ def test_what_real_images_teach_is_taught_by_training_images(evaluator, monkeypa
     trained = {*map(bytes, training[0].numpy())}
     assert len(lessons[0]) == 600 and {*map(bytes, lessons[0])} <= trained
     assert rows[0]["copied"] < 0.05 and rows[0]["n"] == 600
+    # Of fewer images it is the beginning of those, and nothing is looked at again.
+    alone = evaluator.look({x: array[:300] for x, array in evaluator.real.items()}, training)
+    monkeypatch.setattr(evaluator, "look", None)
+    beginning = evaluator.floor_looks(300, training)["real images"]
+    assert all(np.array_equal(beginning[x], alone[x]) for x in ("pixels", "read", "nearest"))
+    assert np.abs(beginning["features"] - alone["features"]).max() < 1e-4
+    assert evaluator.calibrate(300, training)[1]["n"] == 300
 
 
 def test_a_small_reference_leaves_fid_and_its_like_empty(tmp_path, monkeypatch, capsys):

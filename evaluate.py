@@ -23,7 +23,7 @@ Floors    The same for real images outside the reference, for noise, and (simila
 
 import sys
 import zlib
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +188,10 @@ def crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
 
 
+# Images uint8 (N, 28, 28), which may be a gigabyte, so that their CRC-32 is worked out once.
+Training = namedtuple("Training", "pixels labels crc32")
+
+
 class Evaluator:
     """Measures images against held-out real ones."""
 
@@ -197,7 +201,7 @@ class Evaluator:
         self.judge = judge.load_judge(config, self.device)
         self.clip = common.load_clip(config.clip, config, self.device)
         self.extractor, self.extract = pick_extractor(config.extractor, self.judge, self.device)
-        self.text_vectors, self.floors, self.trainings = {}, {}, {}
+        self.text_vectors, self.floors, self.floor_rows, self.trainings = {}, {}, {}, {}
         pixels, labels, _ = common.load_dataset(config, "test")
         self.held_out = round_the_classes(pixels, labels, len(self.names), 2 * REFERENCE)
         half = len(self.held_out[0]) // (2 * len(self.names)) * len(self.names)
@@ -218,13 +222,15 @@ class Evaluator:
 
     # What takes long
 
-    def kept(self, name: str, of: list[np.ndarray], compute, *code) -> dict[str, np.ndarray]:
+    def kept(self, name: str, of: list, compute, *code) -> dict[str, np.ndarray]:
         """compute()'s arrays, or those that it gave before for what has the same content.
 
-        code: the modules that make them; where their files have changed, they are made anew.
+        of: arrays, or the CRC-32 of one where it is known. code: the modules that make them; where
+        their files have changed, they are made anew.
         """
         files = [np.frombuffer(Path(module.__file__).read_bytes(), np.uint8) for module in code]
-        content = "_".join(f"{crc32(array):08x}" for array in (*of, *files))
+        known = (x if isinstance(x, int) else crc32(x) for x in (*of, *files))
+        content = "_".join(f"{crc:08x}" for crc in known)
         path = self.config.data_dir / "features" / f"{name}_{content}.npz"
         try:
             with np.load(path) as file:
@@ -244,8 +250,8 @@ class Evaluator:
 
         return self.kept(name, [pixels], compute, *code)["features"]
 
-    def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The training images and labels of a run, by its config.json; None if they are gone."""
+    def training(self, run: dict) -> Training | None:
+        """What a run learned from, by its config.json; None if that is gone."""
         key = run.get("data_source"), run.get("image_count")
         if key not in self.trainings:
             if key[0] == "embedded":
@@ -254,8 +260,10 @@ class Evaluator:
             else:
                 pixels, labels, source = common.load_dataset(self.config)
                 found = source, len(pixels)
-            self.trainings[key] = (pixels, labels) if found == key else None
-            if found != key:
+            self.trainings[key] = None
+            if found == key:
+                self.trainings[key] = Training(pixels, labels, crc32(pixels.numpy()))
+            else:
                 lost = f"learned from {key[1]} images ({key[0]}), not from the {found[1]} here"
                 print(f"{run.get('script')} {lost}: no copied share", file=sys.stderr)
         return self.trainings[key]
@@ -272,7 +280,7 @@ class Evaluator:
             return {"embeddings": vectors.cpu().numpy()}
 
         def nearest():
-            index, distances = metrics.nearest(pixels, training[0].numpy())
+            index, distances = metrics.nearest(pixels, training.pixels.numpy())
             return {"nearest": index, "distances": distances}
 
         look = {**arrays, "features": self.features(pixels)}
@@ -280,7 +288,7 @@ class Evaluator:
         if arrays["labels"].min() >= 0:
             look |= self.kept(f"clip_{self.clip.crc32:08x}", [pixels], embed)
         if training is not None:
-            look |= self.kept("nearest", [pixels, training[0].numpy()], nearest, metrics)
+            look |= self.kept("nearest", [pixels, training.crc32], nearest, metrics)
         return look
 
     def distances(self, features: np.ndarray) -> dict[str, float]:
@@ -378,15 +386,18 @@ class Evaluator:
 
     def calibrate(self, n: int, training) -> list[dict]:
         """Rows of n real images and of n of noise, in place of a model's."""
-        rows = []
+        if (n, id(training)) in self.floor_rows:
+            return self.floor_rows[n, id(training)]
+        asked, rows = n, []
         for name, look in self.floor_looks(n, training).items():
             n = len(look["labels"])
             head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0}
             lesson = look["pixels"], look["labels"]
             if name == "real images" and training is not None:  # held-out ones teach nothing here
-                lesson = round_the_classes(*training, len(self.names), n)
+                lesson = round_the_classes(training.pixels, training.labels, len(self.names), n)
             row = self.measure(look, self.taught(*lesson))
             rows.append({**head, "samples_crc32": "", **row})
+        self.floor_rows[asked, id(training)] = rows
         return rows
 
     # A run
@@ -427,7 +438,7 @@ class Evaluator:
         if training is not None:
             real = self.floor_looks(len(look["read"]), training)["real images"]["distances"]
             judged |= {"distances": look["distances"], "real_distances": real}
-            judged["nearest"] = training[0].numpy()[look["nearest"][:SHOWN, 0]]
+            judged["nearest"] = training.pixels.numpy()[look["nearest"][:SHOWN, 0]]
         save_arrays(folder / "metrics" / path.name.replace("samples", "judged"), judged)
 
     def save_real(self) -> None:

@@ -194,6 +194,20 @@ def test_the_noise_of_an_image_depends_on_seed_and_number_alone():
     assert torch.cdist(flat, flat).fill_diagonal_(9).min() > 5, "no noise comes twice"
 
 
+def test_images_of_a_file_are_numbered_through_all_its_batches(monkeypatch):
+    """Whatever the size of a batch, the same images; no two batches from the same noise."""
+    run = argparse.Namespace(config=argparse.Namespace(seed=5), encoder=None)
+
+    def draw(prompts, scale, generators):
+        return samples.noise(generators, 1, 28, 28).clamp(-1, 1)
+
+    drawn = {}
+    for size in (3, 100):
+        monkeypatch.setattr(samples, "BATCH", size)
+        drawn[size], _ = samples.draw_all(run, draw, [""] * 8, 1.0, "drawing")
+    assert (drawn[3] == drawn[100]).all() and len({*map(bytes, drawn[3])}) == 8
+
+
 def test_no_noise_is_added_in_the_last_step():
     model, film = partial(random_model(), text=unit(2)), []
     generators = samples.generators_of(0, range(2))

@@ -205,7 +205,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generators, film=None):
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
-        return sample(ema, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
+        v = ema  # as it is: nothing is asked for
+        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

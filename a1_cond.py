@@ -68,7 +68,7 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts v from x_t (B, 1, 28, 28), t (B,) in 1..T and text (B, dim) of length 1."""
+    """Predicts v from x_t (B, 1, 28, 28), t (B,) in 1..T and text (B, dim)."""
 
     def __init__(self, config: Config, text_dim: int):
         super().__init__()
@@ -76,6 +76,8 @@ class UNet(nn.Module):
         width = 2 * c2
         self.time = TimeEmbedding(width)
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("text_mean", torch.zeros(text_dim))  # of all training sentences
+        self.register_buffer("text_std", torch.ones(()))
         self.patch = config.patch
         self.inp = nn.Conv2d(self.patch**2, c1, 3, padding=1)
         self.down1 = ResBlock(c1, c1, width)
@@ -89,7 +91,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        text = text * text.shape[1] ** 0.5  # entries of about 1, as a network likes them
+        text = (text - self.text_mean) / self.text_std  # entries of about 1, their mean 0
         condition = F.silu(self.time(t) + self.text(text))  # (B, width)
         h1 = self.inp(F.pixel_unshuffle(x_t, self.patch))  # (B, c1, 14, 14)
         h1 = self.down1(h1, condition)
@@ -121,9 +123,6 @@ class BagOfWords:
 
     name, crc32, dim = "bag of words", 0, 512  # the former two for config.json
 
-    def __init__(self, device: torch.device):
-        self.device = device
-
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """-> (n, dim), rows of length 1 (0 for a text without words)."""
         bags = torch.zeros(len(texts), self.dim)
@@ -131,7 +130,7 @@ class BagOfWords:
             for word in re.findall(r"\w+", text.lower()):
                 generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))  # its hash
                 bag += F.normalize(torch.randn(self.dim, generator=generator), dim=0)
-        return F.normalize(bags).to(self.device)
+        return F.normalize(bags)
 
 
 # ── Loss ──────────────────────────────────────────────────────────────────────────────────────────
@@ -199,6 +198,8 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
     texts = torch.stack([run.encode(group) for group in groups])  # (C, P, dim)
+    for net in (model, ema):
+        net.text_mean, net.text_std = texts.mean((0, 1)), texts.std((0, 1)).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), fused=True)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
@@ -228,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     run = common.Run(config)
     if common.complete(run):
         return
-    run.encoder = BagOfWords(run.device)
+    run.encoder = BagOfWords()
     torch.manual_seed(config.seed)
     model = UNet(config, run.encoder.dim).to(run.device)
     ema = copy.deepcopy(model)

@@ -74,13 +74,15 @@ class ResBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Draws images (B, 1, 28, 28) in [-1, 1] from z (B, Z) and text (B, dim), rows of length 1."""
+    """Draws images (B, 1, 28, 28) in [-1, 1] from z (B, Z) and text (B, dim)."""
 
     def __init__(self, config: Config, text_dim: int):
         super().__init__()
         c1, c2 = config.widths
         width = 2 * c2
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("text_mean", torch.zeros(text_dim))  # of all training sentences
+        self.register_buffer("text_std", torch.ones(()))
         # z alone: mixed with the text here, it was ignored, and all sevens were alike.
         self.inp = nn.Linear(config.z, c2 * 7 * 7)
         self.middle1 = ResBlock(c2, c2, width)
@@ -92,7 +94,7 @@ class Generator(nn.Module):
         self.patch = config.patch
 
     def forward(self, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        text = text * text.shape[1] ** 0.5  # entries of about 1, as a network likes them
+        text = (text - self.text_mean) / self.text_std  # entries of about 1, their mean 0
         condition = F.silu(self.text(text))  # (B, width)
         h = self.inp(z).view(len(z), -1, 7, 7)  # (B, c2, 7, 7)
         h = self.middle2(self.middle1(h, condition), condition)
@@ -132,9 +134,11 @@ class TextProjection(nn.Module):
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.real, self.text = nn.Linear(width, 1), nn.Linear(dim, width)
+        self.register_buffer("text_mean", torch.zeros(dim))  # as in the generator
+        self.register_buffer("text_std", torch.ones(()))
 
     def forward(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        text = self.text(text * text.shape[1] ** 0.5)  # (B, width)
+        text = self.text((text - self.text_mean) / self.text_std)  # (B, width)
         # Miyato & Koyama 2018, but for scale and bias.
         return self.real(features)[:, 0] + (text * features).mean(1)
 
@@ -183,6 +187,8 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
     groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
     texts = torch.stack([run.encode(group) for group in groups])  # (C, P, dim)
     discriminator = Discriminator(config, run.encoder.dim).to(run.device)
+    for net in (model, ema, discriminator.score):
+        net.text_mean, net.text_std = texts.mean((0, 1)), texts.std((0, 1)).mean()
     adam = {"lr": config.lr, "betas": (0.0, 0.99), "fused": True}  # no momentum: R3GAN
     optimizer_g = torch.optim.Adam(model.parameters(), **adam)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)

@@ -33,7 +33,7 @@ from kit import metrics
 from kit.base import ROOT, UserError, read_table, reading, save_file, save_table, save_text
 from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
 from kit.run import read_config
-from kit.samples import load_samples
+from kit.samples import THROUGHOUT, load_samples
 
 # In what the seeds of one model may differ; in every other choice they are alike.
 FREE = "seed out data_dir device fresh prompt n scale scales clip description git_revision python"
@@ -53,6 +53,7 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
 }
 COSTS = ["sample_images_per_second", "parameters"]
 NUMBERS = ["scale", "n", *METRICS, "kid_se", "mse_diversity", "with_wrong_prompts"]
+TWIN = f", {THROUGHOUT}"  # what follows a model's name where its guidance acts at every step
 MATRIX = 26  # classes that a matrix of asked against read has room for
 
 
@@ -121,13 +122,17 @@ def load_run(folder: Path, dataset: str) -> dict:
     """A run's config, and its rows, with costs where there are some."""
     table, path = measured(folder, dataset), folder / "metrics" / "performance.csv"
     remedy = f"delete it and run {folder.name}.py again"
-    costs = read_table(path, ("scale", *COSTS), remedy)
+    costs = read_table(path, ("scale", "guidance", *COSTS), remedy)
     with reading(path, remedy):
-        costs = costs[["scale", *COSTS]].astype(float)
-    table = table.merge(costs, on="scale", how="left")
+        numbers = ["scale", *COSTS]
+        costs = costs[["guidance", *numbers]].astype(dict.fromkeys(numbers, float))
+    table = table.merge(costs, on=["scale", "guidance"], how="left")
     table.loc[table["phrasings"] == "held out", COSTS] = np.nan
     config = {"family": "diffusion", "description": "", "has_guidance": False}
     config |= read_config(folder)
+    if config.get("interval"):  # beside it stands guidance on the whole way, as a model of its own
+        twins = (table["guidance"] == THROUGHOUT) & (table["scale"] > 1)
+        table.loc[twins, "model"] += TWIN
     return {"folder": folder, "script": folder.name, "config": config, "rows": table}
 
 
@@ -176,6 +181,12 @@ def trained_points(numbers: pd.DataFrame, model: str) -> pd.DataFrame:
     return table[table.index.get_level_values("phrasings") != "held out"].droplevel("phrasings")
 
 
+def with_twins(numbers: pd.DataFrame, models) -> list[str]:
+    """models, each followed by its twin, whose guidance acts throughout, if it has one."""
+    known = numbers.index.get_level_values("model")
+    return [name for model in models for name in (model, model + TWIN) if name in known]
+
+
 def write(mean: float, std: float = np.nan, form: str = "{:.3g}") -> str:
     """Mean, and with several seeds the standard deviation."""
     if np.isnan(mean):
@@ -206,11 +217,14 @@ def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
     A row for each model and guidance scale, then what real images and noise score.
     """
     first, second, titles = [], [], titled(extractor)
-    for model in (*models, "real images", "noise"):
+    twins = [model + TWIN for model in guided]
+    for model in (*with_twins(numbers, models), "real images", "noise"):
         for scale, row in trained_points(numbers, model).iterrows():
-            cells = {"model": model, "scale": f"{scale:g}" if model in guided else "–"}
-            cells["n"] = f"{row['n', 'first']:.0f}"
-            cells["seeds"] = f"{row['n', 'size']:.0f}" if model in models else "–"
+            cells = {"model": model, "scale": "–", "n": f"{row['n', 'first']:.0f}", "seeds": "–"}
+            if model in (*guided, *twins):
+                cells["scale"] = f"{scale:g}"
+            if model in (*models, *twins):
+                cells["seeds"] = f"{row['n', 'size']:.0f}"
             written = {}
             for column, (_, _, form) in METRICS.items():
                 written[column] = write(*row[column][["mean", "std"]], form)
@@ -281,7 +295,7 @@ def save_speed(path: Path, numbers, models: list[str], real: pd.Series, extracto
     """FID against images drawn per second, a point for every model and scale."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    for model, color, marker in zip(models, cycle(COLORS), cycle("os^Dv*")):
+    for model, color, marker in zip(with_twins(numbers, models), cycle(COLORS), cycle("os^Dv*")):
         points = trained_points(numbers, model)
         speed, distance = points["sample_images_per_second", "first"], points["fid", "mean"]
         axes.plot(speed, distance, marker, color=color, label=model, markersize=8)
@@ -391,13 +405,14 @@ def read_judged(samples: Path) -> dict[str, np.ndarray]:
 
 def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, extractor: str, names):
     """Figures and a table of the models with guidance (runs: name -> run) -> the figures."""
-    curves = {model: trained_points(numbers, model) for model in runs}
+    curves = {model: trained_points(numbers, model) for model in with_twins(numbers, runs)}
     figures, rows = {}, []
-    for model, points in curves.items():
-        images = runs[model]["folder"] / "images"
-        files = {f"scale {scale:g}": images / f"samples_w{scale}.npz" for scale in points.index}
-        files = {caption: path for caption, path in files.items() if path.exists()}
+    for model, run in runs.items():
+        files = run["folder"].glob("images/samples_w*.npz")
+        files = {path.stem.partition("_w")[2].replace("_", ", "): path for path in files}
+        files = {f"scale {scale.replace('.0', '')}": files[scale] for scale in sorted(files)}
         figures[model] = save_rows(folder / "images" / f"{model}.png", names, files)
+    for model, points in curves.items():
         for scale, row in points.iterrows():
             cells = {"model": model, "scale": str(scale), "n": int(row["n", "first"])}
             cells |= {"seeds": int(row["n", "size"]), "extractor": extractor}
@@ -550,7 +565,8 @@ def facts_of(it: Comparison) -> dict:
         values = {name: str(run["config"].get(name, "–")) for name in SETTINGS}
         settings.append({"script": model, **values})
     families = {model: run["config"]["family"] for model, run in it.first.items()}
-    points = {model: trained_points(it.numbers, model) for model in it.guided}
+    guided = with_twins(it.numbers, it.guided)
+    points = {model: trained_points(it.numbers, model) for model in guided}
     floors = it.floors[it.groups[0][1][0]].set_index("model")
     return {
         "apart": it.apart,

@@ -37,13 +37,13 @@ from kit.base import Progress, UserError, pick_device, save_table
 from kit.datasets import DATASETS, OWNERS
 from kit.flags import Flags, flag
 from kit.run import encode_once, read_config
-from kit.samples import balanced_prompts, load_samples, save_arrays
+from kit.samples import balanced_prompts, guidance_of, load_samples, save_arrays
 
 REFERENCE = 5000  # held-out images that others are compared with, at most
 LEAST = 200  # with fewer images in the reference FID and its like mean nothing
 TAUGHT = 500  # fewer images teach no classifier
 SHOWN = 26  # images of a file that a picture shows beside their nearest training images
-KEYS = ("model", "phrasings", "scale", "n", "seed", "extractor", "text_encoder")
+KEYS = ("model", "phrasings", "scale", "guidance", "n", "seed", "extractor", "text_encoder")
 TABLES = {  # file -> its columns, besides KEYS; those of DISTANCES have the extractor in their name
     "fid_scores": ("fid", "kid", "kid_se", "density", "coverage", "reference", "samples_crc32",
                    "judge_crc32"),
@@ -117,11 +117,13 @@ def settings(config: dict) -> dict[str, str | None]:
         sampling += f" of {config['sampler']}"
     if "eta" in config:
         sampling += f", eta {config['eta']:g}"
+    interval = config.get("interval")
     return {
         "data": f"{config.get('data_source')}, {config.get('image_count')} images",
         "text encoder": encoder if "clip" in config else None,
         "training": f"{config.get('train_steps')} steps of {config.get('batch_size')} images",
         "sampling": sampling,
+        "guidance": f"for t in {interval[0]}-{interval[1]}" if interval else None,
     }
 
 
@@ -182,6 +184,13 @@ def round_the_classes(pixels, labels, classes: int, most: int) -> tuple[np.ndarr
         chosen.append(torch.cat(order))
     chosen = torch.stack(chosen, 1).flatten()
     return pixels[chosen].numpy(), labels[chosen].numpy()
+
+
+def scale_and_guidance(path: Path, config: dict) -> dict[str, str]:
+    """Of a sample file: what its name says, and where that guidance acted."""
+    scale, _, throughout = path.stem.split("_w")[1].partition("_")
+    interval = None if throughout else config.get("interval")
+    return {"scale": scale, "guidance": guidance_of(interval, float(scale))}
 
 
 def crc32(array: np.ndarray) -> int:
@@ -391,7 +400,8 @@ class Evaluator:
         asked, rows = n, []
         for name, look in self.floor_looks(n, training).items():
             n = len(look["labels"])
-            head = {"model": name, "phrasings": "trained", "scale": "", "n": n, "seed": 0}
+            head = {"model": name, "phrasings": "trained", "scale": "", "guidance": "none"}
+            head |= {"n": n, "seed": 0}
             lesson = look["pixels"], look["labels"]
             if name == "real images" and training is not None:  # held-out ones teach nothing here
                 lesson = round_the_classes(training.pixels, training.labels, len(self.names), n)
@@ -414,7 +424,7 @@ class Evaluator:
             head = {
                 "model": folder.name,
                 "phrasings": "none" if labels.min() < 0 else phrasings,
-                "scale": path.stem.split("_w")[1],
+                **scale_and_guidance(path, config),
                 "n": len(pixels),
                 "seed": config["seed"],
                 "samples_crc32": zlib.crc32(path.read_bytes()),

@@ -194,7 +194,7 @@ class Config(DataConfig):
     sampler = "SDE-DPM-Solver++(2M)"  # what another one has drawn is drawn again
     film = "x_t, from noise (t = 1000) to the image (t = 0)"  # what denoising.png shows
     prompt, n, clip = None, 16, "auto"
-    scale, scales = 1.0, (1.0,)
+    scale, scales, interval = 1.0, (1.0,), None
     sample_steps = 1
 
     def names(self, use: str) -> list[str]:
@@ -212,6 +212,9 @@ class Config(DataConfig):
 
     def check(self) -> None:
         super().check()
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            first, last = self.interval
+            raise UserError(f"--interval {first},{last}: the lower t comes first, {last},{first}")
         example = 'for example --prompt "a handwritten seven"'
         if self.prompt is None:
             alone = sorted(self.given & {"n", "scale"})

@@ -146,6 +146,7 @@ def prompt_slug(config) -> str:
         if name != "samples":
             value = getattr(config, name)
             value = f"{value:g}" if isinstance(value, float) else value
+            value = "-".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"{name.removeprefix('sample_')}{value}")
     return "_".join(parts)
 

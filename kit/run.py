@@ -84,8 +84,8 @@ class Run:
         self.check(**self.facts)
 
     def encode(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim), by the script's encoder; see encode_once()."""
-        return encode_once(self.encoder, texts, self.text_vectors)
+        """-> (n, dim) on the device, by the script's encoder; see encode_once()."""
+        return encode_once(self.encoder, texts, self.text_vectors).to(self.device)
 
     def load(self, **modules) -> None:
         """Give modules (name -> module or optimiser) the state that the checkpoint has for them."""

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from kit.images import to_pixels
 from kit.run import Run
 
 BATCH = 100  # images drawn at a time
+THROUGHOUT = "throughout"  # guidance at every step
 
 
-# templates: of the prompts; None for a script without text. n: how many images
-SampleFile = namedtuple("SampleFile", "path templates scale n")
+# templates: of the prompts; None for a script without text. n: how many images. guidance: where
+# it acts, as guidance_of() says it
+SampleFile = namedtuple("SampleFile", "path templates scale n guidance")
 
 
 def heldout_scale(config) -> float:
@@ -27,16 +30,30 @@ def heldout_scale(config) -> float:
     return type(config).scale
 
 
+def guidance_of(interval, scale: float) -> str:
+    """Where guidance acts: "t 300-700", "throughout", or "none" for a scale of 1."""
+    if scale == 1:
+        return "none"
+    if scale < 1:  # less than the text asks for, down to 0, without it
+        return THROUGHOUT
+    return f"t {interval[0]}-{interval[1]}" if interval else THROUGHOUT
+
+
 def sample_files(run: Run) -> list[SampleFile]:
+    """A file for each scale, another one with guidance on the whole way where that differs."""
     config, files = run.config, []
     templates = TRAIN_TEMPLATES if config.has_text else None
     for scale in config.scales:
-        path = run.images / f"samples_w{scale}.npz"
-        files.append(SampleFile(path, templates, scale, config.samples))
+        guidance = guidance_of(config.interval, scale)
+        for where in dict.fromkeys((guidance, THROUGHOUT if scale != 1 else "none")):
+            suffix = f"_{where}" if where != guidance else ""
+            path = run.images / f"samples_w{scale}{suffix}.npz"
+            files.append(SampleFile(path, templates, scale, config.samples, where))
     if config.has_text:
         scale, n = heldout_scale(config), min(500, config.samples)
         path = run.images / f"samples_heldout_w{scale}.npz"
-        files.append(SampleFile(path, HELDOUT_TEMPLATES, scale, n))
+        guidance = guidance_of(config.interval, scale)
+        files.append(SampleFile(path, HELDOUT_TEMPLATES, scale, n, guidance))
     return files
 
 
@@ -90,12 +107,16 @@ def save_samples(run: Run, draw) -> None:
     rows = earlier_performance(run)
     for file in sample_files(run):
         costs = file.templates is not HELDOUT_TEMPLATES  # then a row tells what they cost
-        if file.path.exists() and (file.scale in rows or not costs):
+        key = file.scale, file.guidance
+        if file.path.exists() and (key in rows or not costs):
             continue
         prompts, labels = balanced_prompts(run.config, file.templates, file.n)
-        pixels, speed = draw_all(run, draw, prompts, file.scale, f"samples, scale {file.scale:g}")
+        throughout = file.path.stem.endswith(THROUGHOUT)
+        draw_so = partial(draw, interval=(0, math.inf)) if throughout else draw
+        what = f"samples, scale {file.scale:g}{', throughout' if throughout else ''}"
+        pixels, speed = draw_all(run, draw_so, prompts, file.scale, what)
         if costs:
-            rows[file.scale] = performance(run, file.scale, speed)
+            rows[key] = performance(run, *key, speed)
             save_table(run.metrics / "performance.csv", list(rows.values()))
         arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
         save_arrays(file.path, arrays)
@@ -122,16 +143,16 @@ def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # ── What they cost ──
 
 
-def earlier_performance(run: Run) -> dict[float, dict]:
-    """scale -> its row of performance.csv."""
+def earlier_performance(run: Run) -> dict[tuple[float, str], dict]:
+    """(scale, where guidance acts) -> its row of performance.csv."""
     path = run.metrics / "performance.csv"
     if not path.exists():
         return {}
-    table = read_table(path, ("scale",), "delete it and run the script again")
-    return {row["scale"]: row for row in table.to_dict("records")}
+    table = read_table(path, ("scale", "guidance"), "delete it and run the script again")
+    return {(row["scale"], row["guidance"]): row for row in table.to_dict("records")}
 
 
-def performance(run: Run, scale: float, speed: float) -> dict:
+def performance(run: Run, scale: float, guidance: str, speed: float) -> dict:
     """A row of performance.csv."""
     config, seconds = run.config, training_seconds(run)
     trained = config.train_steps * config.batch_size
@@ -140,6 +161,7 @@ def performance(run: Run, scale: float, speed: float) -> dict:
         "train_seconds": round(seconds, 1),
         "train_images_per_second": round(trained / seconds, 1),
         "scale": scale,
+        "guidance": guidance,
         "sample_images_per_second": round(speed, 1),
         "sample_steps": config.sample_steps,
         "peak_memory_mb": round(peak_memory_mb(run.device)),

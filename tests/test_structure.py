@@ -155,14 +155,14 @@ def parts(name):
 IDEA = {
     "a1_cond": {"UNet.__init__", "UNet.forward", "train", "main"},
     "a2_clip": {"main"},
-    "a3_cfg": {"UNet.__init__", "train", "main"},
+    "a3_cfg": {"train", "main"},
     "a4_full": {"UNet.__init__", "UNet.forward"},
 }
-BAG = {"BagOfWords.__init__", "BagOfWords.encode_text"}
+BAG = {"BagOfWords.encode_text"}
 ADDED = {
     "a1_cond": {*BAG, "Config.prompt", "Config.n"},
     "a2_clip": {"Config.clip"},
-    "a3_cfg": {"guided_v", "Config.p_uncond", "Config.scale", "Config.scales"},
+    "a3_cfg": {"guided_v", *(f"Config.{x}" for x in ("p_uncond", "scale", "scales", "interval"))},
     "a4_full": {"Attention.__init__", "Attention.forward"},
 }
 

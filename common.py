@@ -24,6 +24,7 @@ from kit.flags import Config  # the flags of every script: dataset, out, seed, s
 from kit.flags import flag  # a field of a Config: default, help, least and most
 from kit.images import load_dataset  # pixels uint8 (N, 28, 28), labels, where they come from
 from kit.images import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
+from kit.muon import Muon  # the optimiser: for convolutions Muon, for the rest AdamW
 from kit.pictures import save_outputs  # draws a run's sample files and pictures
 from kit.run import Run  # results/<dataset>/<script>/: data, steps, checkpoints
 from kit.samples import complete  # whether all of that is on disk

@@ -93,6 +93,15 @@ class Run:
             for name, module in modules.items():
                 module.load_state_dict(self.checkpoint[name])
 
+    def autocast(self):
+        """A context in which convolutions and matrix products work in bfloat16.
+
+        On a CPU whose own bfloat16 is fast (AVX-512 BF16 or AMX); elsewhere it changes nothing.
+        """
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # an older PyTorch does not tell
+        fast = known.get("avx512_bf16") or known.get("amx_bf16")
+        return torch.autocast("cpu", torch.bfloat16, self.device.type == "cpu" and bool(fast))
+
     def load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
         """-> training images uint8 (N, 28, 28), labels int64 (N,), both on the device.
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import common  # noqa: E402
+from kit.clip import import_clip  # noqa: E402
 from kit.datasets import DIGITS  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -80,6 +81,32 @@ def idx(array):
         struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
         + array.astype("uint8").tobytes()
     )
+
+
+# OpenAI's CLIP(...): ViT-B/32's text tower (77 tokens, width 512, 8 heads, 12 layers), 512 numbers
+# a text; an image side of one small layer, which costs little.
+STAND_IN = 512, 32, 1, 64, 16, 77, 49408, 512, 8, 12
+
+
+def save_openai_clip(folder, geometry):
+    """Random weights in OpenAI's formats: a JIT archive with its extra buffers, a state dict."""
+    clip = import_clip()
+    torch.manual_seed(0)
+    model = clip.model.CLIP(*geometry).eval()
+    size = geometry[1]
+    for name, value in {"input_resolution": size, "context_length": 77, "vocab_size": 49408}.items():
+        if hasattr(model, name):
+            delattr(model, name)
+        model.register_buffer(name, torch.tensor(value))
+    example = {
+        "encode_image": torch.zeros(1, 3, size, size),
+        "encode_text": torch.zeros(1, 77, dtype=torch.long),
+    }
+    clip.model.convert_weights(model.float())
+    extra = {"input_resolution", "context_length", "vocab_size"}
+    state = {name: p for name, p in model.state_dict().items() if name not in extra}
+    torch.save(state, folder / "state.pt")
+    torch.jit.save(torch.jit.trace_module(model, example, check_trace=False), folder / "jit.pt")
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ import time
 
 import pytest
 import torch
-from conftest import CPU, data_args
+import torch.nn.functional as F
+from conftest import CPU, STAND_IN, data_args, save_openai_clip
 
-from kit import base, images, tiny_clip
+import a2_clip
+from kit import base, datasets, images, tiny_clip
 from kit import clip as openai_clip
 from kit.clip import import_clip
 from kit.encoders import load_clip
@@ -25,24 +27,8 @@ def tiny():
 @pytest.fixture(scope="module")
 def openai_files(tmp_path_factory):
     """A small CLIP in OpenAI's formats: a JIT archive with its extra buffers, and a state dict."""
-    clip, folder = import_clip(), tmp_path_factory.mktemp("openai")
-    torch.manual_seed(0)
-    model = clip.model.CLIP(32, 32, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
-    for name, value in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
-        if hasattr(model, name):
-            delattr(model, name)
-        model.register_buffer(name, torch.tensor(value))
-    example = {
-        "encode_image": torch.zeros(1, 3, 32, 32),
-        "encode_text": torch.zeros(1, 77, dtype=torch.long),
-    }
-    clip.model.convert_weights(model.float())
-    extra = {"input_resolution", "context_length", "vocab_size"}
-    torch.save(
-        {name: p for name, p in model.state_dict().items() if name not in extra},
-        folder / "state.pt",
-    )
-    torch.jit.save(torch.jit.trace_module(model, example, check_trace=False), folder / "jit.pt")
+    folder = tmp_path_factory.mktemp("openai")
+    save_openai_clip(folder, (32, 32, 1, 64, 16, 77, 49408, 64, 1, 1))
     return folder
 
 
@@ -56,6 +42,31 @@ def test_jit_archive_and_state_dict_are_the_same_model(openai_files):
     assert (jit.encode_image(images) - state.encode_image(images)).abs().max() < 1e-5
     assert (jit.encode_text(texts)[0] - jit.encode_text(texts)[1]).abs().max() > 1e-3
     assert (jit.encode_image(images).norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def cone(texts):
+    """texts (classes, phrasings, dim) -> mean cosine between any two of them."""
+    rows = F.normalize(texts.flatten(0, 1), dim=1)
+    return ((rows @ rows.T).sum() - len(rows)) / (len(rows) * (len(rows) - 1))
+
+
+def test_vectors_of_openais_geometry_lie_in_a_cone_and_the_network_reads_them_out_of_it(tmp_path):
+    """ViT-B/32's text tower at random weights: all its vectors point one way."""
+    save_openai_clip(tmp_path, STAND_IN)
+    encoder = load_clip(str(tmp_path / "jit.pt"), data_args(), CPU)
+    groups = datasets.phrasings(data_args(), datasets.TRAIN_TEMPLATES)
+    texts = torch.stack([encoder.encode_text(group[::11]) for group in groups])  # (10, 3, 512)
+    assert texts.shape == (10, 3, 512) and cone(texts) > 0.6
+    between = F.cosine_similarity(texts[3], texts[7])
+    assert between.mean() > 0.85, "two classes in one phrasing"
+    net = a2_clip.UNet(a2_clip.Config(), encoder.dim)
+    net.text_mean, net.text_std = texts.mean((0, 1)), texts.std((0, 1)).mean()  # as in train()
+    seen = []
+    net.text[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    net(torch.zeros(30, 1, 28, 28), torch.full((30,), 500), texts.flatten(0, 1))
+    assert cone(seen[0].view(10, 3, 512)).abs() < 0.05 and 0.9 < seen[0].std() < 1.1
+    raw, read = texts.flatten(0, 1) * 512**0.5, seen[0]  # raw: as long as what the network reads
+    assert (read[9] - read[21]).norm() > 1.5 * (raw[9] - raw[21]).norm(), "a three from a seven"
 
 
 @pytest.fixture

@@ -404,7 +404,10 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
     """What a finished run leaves, its samples real digits with noise of this strength."""
     folder = out / "mnist" / script
     pixels, labels, prompts = digits(200)
-    for i, w in enumerate(scales):
+    drawn = [(str(w), w, samples.guidance_of(config.get("interval"), w)) for w in scales]
+    if "interval" in config:
+        drawn += [(f"{w}_throughout", w, "throughout") for w in scales if w > 1]
+    for i, (suffix, _, _) in enumerate(drawn):
         noise = np.random.default_rng(seed).normal(0, 255 * blur * (1 + i), pixels.shape)
         noisy = (pixels + noise).clip(0, 255).astype(np.uint8)
         arrays = {"images": noisy, "labels": labels, "prompts": prompts}
@@ -412,7 +415,7 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
             {"labels": labels * 0 - 1, "prompts": np.full(200, "")} if script == "a0_uncond" else {}
         )
         base.save_file(
-            folder / "images" / f"samples_w{w}.npz",
+            folder / "images" / f"samples_w{suffix}.npz",
             lambda file, arrays=arrays: np.savez(file, **arrays),
         )
     if script != "a0_uncond":
@@ -425,8 +428,8 @@ def make_run(out, script, seed=0, blur=0.0, scales=(1.0,), **config):
     facts |= {"has_guidance": len(scales) > 1, "classes": datasets.DIGITS} | config
     base.save_text(folder / "config.json", json.dumps(facts))
     speed = [
-        {"parameters": 1234567, "scale": w, "sample_images_per_second": 100 / (1 + i)}
-        for i, w in enumerate(scales)
+        {"parameters": 1234567, "scale": w, "guidance": where, "sample_images_per_second": 9 + i}
+        for i, (_, w, where) in enumerate(drawn)
     ]
     base.save_table(folder / "metrics" / "performance.csv", speed)
     names = ("generator_loss", "discriminator_loss") if script == "cgan" else ("loss",)
@@ -444,15 +447,10 @@ EVALUATE = "evaluate.py --dataset mnist --clip tiny --extractor judge"
 def measured(cli, tmp_path_factory):
     """Two models, one with two seeds and other sampling steps -> the folder, what was printed."""
     folder = tmp_path_factory.mktemp("measured")
-    make_run(folder / "results", "a4_full", blur=0.02, scales=(1.0, 2.0, 10.0))
-    make_run(folder / "results" / "seed1", "a4_full", seed=1, blur=0.1, scales=(1.0, 2.0, 10.0))
-    make_run(
-        folder / "results" / "steps50",
-        "a4_full",
-        blur=0.01,
-        scales=(1.0, 2.0, 10.0),
-        sample_steps=50,
-    )
+    a4 = {"script": "a4_full", "scales": (1.0, 2.0, 10.0), "interval": [300, 700]}
+    make_run(folder / "results", blur=0.02, **a4)
+    make_run(folder / "results" / "seed1", seed=1, blur=0.1, **a4)
+    make_run(folder / "results" / "steps50", blur=0.01, sample_steps=50, **a4)
     make_run(folder / "results", "cgan")
     return folder, cli(EVALUATE, folder).stdout
 
@@ -472,18 +470,23 @@ def test_evaluate_writes_a_row_for_every_file_and_floor(measured):
     metrics = folder / "results" / "mnist" / "a4_full" / "metrics"
     fid, diversity, clip = (read(metrics / f"{name}.csv") for name in evaluate.TABLES)
     for table in (fid, diversity, clip):
-        assert [(r["model"], r["phrasings"], r["scale"], r["n"]) for r in table] == [
-            ("a4_full", "trained", "1.0", "200"), ("a4_full", "trained", "10.0", "200"),
-            ("a4_full", "trained", "2.0", "200"), ("a4_full", "held out", "2.0", "50"),
-            ("real images", "trained", "", "50"), ("noise", "trained", "", "50"),
-            ("real images", "trained", "", "200"), ("noise", "trained", "", "200"),
+        keys = "model", "phrasings", "scale", "guidance", "n"
+        assert [tuple(row[key] for key in keys) for row in table] == [
+            ("a4_full", "trained", "1.0", "none", "200"),
+            ("a4_full", "trained", "10.0", "t 300-700", "200"),
+            ("a4_full", "trained", "10.0", "throughout", "200"),
+            ("a4_full", "trained", "2.0", "t 300-700", "200"),
+            ("a4_full", "trained", "2.0", "throughout", "200"),
+            ("a4_full", "held out", "2.0", "t 300-700", "50"),
+            ("real images", "trained", "", "none", "50"), ("noise", "trained", "", "none", "50"),
+            ("real images", "trained", "", "none", "200"), ("noise", "trained", "", "none", "200"),
         ]  # fmt: skip
         facts = {(row["seed"], row["extractor"], row["text_encoder"]) for row in table}
         assert facts == {("0", "judge", "tiny")}
     assert "fid" not in fid[0] and float(fid[0]["fid_judge"]) < float(fid[1]["fid_judge"])
     assert float(clip[0]["accuracy"]) > 0.95 > 0.3 > float(clip[-1]["accuracy"])
     assert all(
-        float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:4]
+        float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:6]
     )
     names = {line.split("|")[1].strip() for line in printed.splitlines() if "|" in line}
     assert "sampling: 50 steps, not 14 steps" in printed and "2500 held-out images" in printed
@@ -526,12 +529,16 @@ def test_the_report_holds_all_of_it(reported):
 
 def test_seeds_become_mean_and_deviation(reported):
     folder, _ = reported
-    rows = {row["scale"]: row for row in read(folder / "cfg_scale" / "metrics" / "cfg_scale.csv")}
+    rows = read(folder / "cfg_scale" / "metrics" / "cfg_scale.csv")
+    twin = [row for row in rows if row["model"] == "a4_full, throughout"]
+    assert [row["scale"] for row in twin] == ["2.0", "10.0"], "beside guidance in the middle"
+    rows = {row["scale"]: row for row in rows if row["model"] == "a4_full"}
+    assert float(twin[0]["fid_mean"]) > 2 * float(rows["2.0"]["fid_mean"]), "it has more noise"
     values = [
         float(row["fid_judge"])
         for run in (folder, folder.parent / "seed1" / "mnist")
         for row in read(run / "a4_full" / "metrics" / "fid_scores.csv")
-        if (row["model"], row["phrasings"], row["scale"]) == ("a4_full", "trained", "2.0")
+        if (row["phrasings"], row["scale"], row["guidance"]) == ("trained", "2.0", "t 300-700")
     ]
     assert [*rows] == ["1.0", "2.0", "10.0"] and rows["2.0"]["seeds"] == "2" and len(values) == 2
     assert abs(float(rows["2.0"]["fid_mean"]) - np.mean(values)) < 1e-3 * np.mean(values)

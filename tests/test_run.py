@@ -34,6 +34,7 @@ OTHERS = {  # script: its other flags at tiny size
     "cgan": "--clip tiny",
 }
 SAMPLES = "samples_w1.0.npz", "samples_w2.0.npz", "samples_heldout_w2.0.npz"
+SAMPLES += ("samples_w2.0_throughout.npz",)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,9 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     table = rows(run / "metrics" / "performance.csv")
     assert list(table[0]) == ["parameters", "train_seconds", "train_images_per_second", "scale",
-        "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
-    assert [row["scale"] for row in table] == ["1.0", "2.0"]
+        "guidance", "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
+    drawn = [(row["scale"], row["guidance"]) for row in table]
+    assert drawn == [("1.0", "none"), ("2.0", "t 300-700"), ("2.0", "throughout")]
     assert int(table[0]["parameters"]) == sum(
         p.numel() for p in a4_full.UNet(a4_full.Config(), 64).parameters()
     )
@@ -161,7 +163,7 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
     expected |= (
         {"images/prompts.png", f"images/samples_heldout_w{1.0 + guided}.npz"} if text else set()
     )
-    expected |= {"images/samples_w2.0.npz"} if guided else set()
+    expected |= {f"images/{name}" for name in (SAMPLES[1], SAMPLES[3])} if guided else set()
     assert {str(path.relative_to(run)) for path in contents(run)} == expected
 
     config = json.loads((run / "config.json").read_text())
@@ -190,7 +192,7 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
         row["step"] for row in log
     ] == ["20", "40"]
     table = rows(run / "metrics" / "performance.csv")
-    assert [row["scale"] for row in table] == (["1.0", "2.0"] if guided else ["1.0"])
+    assert [row["scale"] for row in table] == ["1.0", *(["2.0", "2.0"] if guided else [])]
     assert {row["sample_steps"] for row in table} == {"1" if script == "cgan" else "3"}
     assert int(table[0]["parameters"]) == config["parameters"] > 100_000
 
@@ -234,7 +236,7 @@ def test_the_ladder_shares_its_budget(others, finished):
         for s in LADDER[2:4]
     ]
     sizes.append(json.loads((run_folder(finished) / "config.json").read_text())["parameters"])
-    assert sizes[1] - sizes[0] == 64, "a3 adds the null text to a2"
+    assert sizes[1] == sizes[0], "a missing text is the mean text, which is no parameter"
     assert sizes[2] - sizes[1] == sum(
         p.numel() for p in a4_full.Attention(a4_full.Config.widths[1]).parameters()
     )
@@ -293,7 +295,7 @@ def test_a_lost_output_is_made_again_the_same(copy, here):
     (run / "images" / "prompts.png").unlink()
     (run / "metrics" / "performance.csv").unlink()
     here(TINY, copy)
-    assert len(rows(run / "metrics" / "performance.csv")) == 2
+    assert len(rows(run / "metrics" / "performance.csv")) == 3
     assert (
         contents(run / "images") == before
         and (run / "checkpoints/last.pt").read_bytes() == checkpoint
@@ -309,7 +311,8 @@ def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
     assert all(
         (run / "images" / name).read_bytes() == before[run / "images" / name] for name in SAMPLES
     )
-    assert [row["scale"] for row in rows(run / "metrics/performance.csv")] == ["1.0", "2.0", "1.25"]
+    scales = [row["scale"] for row in rows(run / "metrics/performance.csv")]
+    assert scales == ["1.0", "2.0", "2.0", "1.25", "1.25"]
     here(TINY.replace("--sample-steps 3", "--sample-steps 4"), copy)
     assert all(
         (run / "images" / name).read_bytes() != before[run / "images" / name] for name in SAMPLES

@@ -207,6 +207,7 @@ def test_prompts_are_encoded_once_each_and_outside_the_timed_batches(monkeypatch
 
     it = object.__new__(run.Run)
     it.config, it.encoder, it.text_vectors = a4_full.Config(seed=0), Encoder(), {}
+    it.device = CPU
     seconds = iter([50, 4, 1, 2, 4])
 
     def draw(prompts, scale, generator):

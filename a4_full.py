@@ -34,22 +34,22 @@ from common import T, flag
 class Config(common.Config):
     """The choices of this script: every field is a flag, --train-steps and so on."""
 
-    train_steps: int = flag(5000, "optimiser steps", 1, 10**7)
+    train_steps: int = flag(4600, "optimiser steps", 1, 10**7)
     batch_size: int = flag(64, "images per step", 1, 10**7)
     lr: float = flag(3e-3, "peak learning rate of all but the convolutions", 1e-9, 1)
     muon_lr: float = flag(0.02, "of the convolutions, by Muon", 1e-9, 1)
     ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
     widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
     patch: int = flag(2, "an image enters as squares of so many pixels", choices=(1, 2, 7, 14))
-    sample_steps: int = flag(14, "steps from noise to an image", 1, T, use="sampling", quickdraw=20)
+    sample_steps: int = flag(18, "steps from noise to an image", 1, T, use="sampling", quickdraw=20)
     eta: float = flag(1.0, "noise added on the way: 0 none, 1 as the SDE", 0, 1, use="sampling")
     prompt: str = flag(None, 'draw this, for example "a handwritten seven"', use="free")
     n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
     clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
-    p_uncond: float = flag(0.05, "share of training images that lose their text", 0, 1)
+    p_uncond: float = flag(0.025, "share of training images that lose their text", 0, 1)
     scale: float = flag(2.0, "with --prompt: guidance scale, 1 is none", 0, 100, use="free")
     scales: tuple[float, ...] = flag((1.0, 2.0, 3.0), "of the samples", 0, 100, use="free")
-    interval: tuple[int, int] = flag((300, 700), "of t, where guidance acts", 0, T, use="sampling")
+    interval: tuple[int, int] = flag((350, 750), "of t, where guidance acts", 0, T, use="sampling")
 
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────
@@ -157,10 +157,10 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
     """
     B = len(x_0)
     # u: stratified over [0, 1], then more in the middle and of the noisy ones (Esser et al. 2024:
-    # s = 1.29; Eq. 23, shift 1.3): there it is decided what the image will show.
+    # s = 1.29; Eq. 23, shift 1.6): there it is decided what the image will show.
     u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B
     u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
-    u = 1.3 * u / (1 + 0.3 * u)
+    u = 1.6 * u / (1 + 0.6 * u)
     t = (u * T).ceil().long().clamp(1, T)
     a = alphas_bar[t].view(B, 1, 1, 1)
     eps = torch.randn_like(x_0)  # eps ~ N(0, I)

@@ -47,10 +47,10 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
-    gram, product = wide @ wide.T, torch.eye(len(wide), device=wide.device)
+    gram, product = wide @ wide.T, None
     for _ in range(5):
-        step = 3.4445 * torch.eye(len(gram), device=gram.device) - 4.775 * gram
-        step = step + 2.0315 * gram @ gram
-        gram, product = step @ gram @ step, step @ product
+        step = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        step.diagonal().add_(3.4445)
+        gram, product = step @ gram @ step, step if product is None else step @ product
     wide = product @ wide
     return wide if len(matrix) <= matrix.shape[1] else wide.T

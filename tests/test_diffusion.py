@@ -297,7 +297,7 @@ def test_the_unconditional_network_depends_on_t():
 
 
 @pytest.mark.parametrize("script", [a3_cfg, a4_full])
-def test_a_tenth_of_the_training_texts_become_the_mean_text(script, monkeypatch):
+def test_one_training_text_in_forty_becomes_the_mean_text(script, monkeypatch):
     """Through the real training loop, looked at where the loss sees the texts."""
     seen, run = [], FakeRun(script, steps=40)
     model = script.UNet(script.Config(), 8)
@@ -311,7 +311,7 @@ def test_a_tenth_of_the_training_texts_become_the_mean_text(script, monkeypatch)
     torch.manual_seed(0)
     script.train(run, model, script.UNet(script.Config(), 8))
     dropped = torch.cat(seen)
-    assert len(dropped) == 40 * 64 and 0.08 < dropped.float().mean() < 0.12
+    assert len(dropped) == 40 * 64 and 0.015 < dropped.float().mean() < 0.035
 
 
 @pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full])

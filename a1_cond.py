@@ -41,6 +41,7 @@ class Config(common.Config):
     patch: int = flag(2, "an image enters as squares of so many pixels", choices=(1, 2, 7, 14))
     sample_steps: int = flag(18, "steps from noise to an image", 1, T, use="sampling", quickdraw=20)
     eta: float = flag(1.0, "noise added on the way: 0 none, 1 as the SDE", 0, 1, use="sampling")
+    contrast: float = flag(1.07, "by which images are stretched", 0.1, 10, use="sampling")
     prompt: str = flag(None, 'draw this, for example "a handwritten seven"', use="free")
     n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
 
@@ -242,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     def draw(prompts, scale, generators, film=None):
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
         v = partial(ema, text=run.encode(prompts))
-        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
+        x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
+        return config.contrast * x_0  # a mean of what a pixel may be is never quite black or white
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

@@ -117,6 +117,8 @@ def settings(config: dict) -> dict[str, str | None]:
         sampling += f" of {config['sampler']}"
     if "eta" in config:
         sampling += f", eta {config['eta']:g}"
+    if "contrast" in config:
+        sampling += f", contrast {config['contrast']:g}"
     interval = config.get("interval")
     return {
         "data": f"{config.get('data_source')}, {config.get('image_count')} images",

@@ -30,6 +30,8 @@ class Muon(torch.optim.Optimizer):
         self.adamw.param_groups, self.adamw.state = [others], self.state  # a checkpoint's, maybe
         self.adamw.step()
         for weight in muon["params"]:
+            if weight.grad is None:  # frozen
+                continue
             state = self.state[weight]
             mean = state.setdefault("mean", torch.zeros_like(weight))  # of the gradients
             mean.lerp_(weight.grad, 1 - muon["momentum"])

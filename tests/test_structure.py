@@ -178,7 +178,7 @@ def test_twins_are_equal_as_syntax_trees(one, other):
 def test_the_gan_shares_what_makes_sense_for_a_gan():
     gan, a2 = parts("cgan"), parts("a2_clip")
     same = {name for name in gan.keys() & a2.keys() if gan[name] == a2[name]}
-    shared = {"batch_size", "ema_decay", "prompt", "n", "clip"}
+    shared = {"widths", "ema_decay", "prompt", "n", "clip"}
     assert same == {f"Config.{x}" for x in shared} | {"ResBlock.__init__", "ResBlock.forward"}
 
 

@@ -100,7 +100,8 @@ def main() -> None:
             config = read_config(folder)
             row = {"recipe": recipe, "seed": seed}
             row |= {x: config[x] for x in ("train_steps", "batch_size", "parameters")}
-            save_table(ROWS, [*rows(), row | judged(folder)])
+            row |= judged(folder)
+            save_table(ROWS, [*rows(), row])  # read again: another process may have added one
 
 
 if __name__ == "__main__":

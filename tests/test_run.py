@@ -124,7 +124,7 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert list(table[0]) == ["parameters", "train_seconds", "train_images_per_second", "scale",
         "guidance", "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
     drawn = [(row["scale"], row["guidance"]) for row in table]
-    assert drawn == [("1.0", "none"), ("2.0", "t 350-750"), ("2.0", "throughout")]
+    assert drawn == [("1.0", "none"), ("2.0", "t 400-700"), ("2.0", "throughout")]
     assert int(table[0]["parameters"]) == sum(
         p.numel() for p in a4_full.UNet(a4_full.Config(), 64).parameters()
     )

@@ -356,7 +356,7 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     assert "judge: training one for quickdraw, once" in said and "of 120 held-out ones" in said
     assert "only 60 held-out images are the reference: FID, KID, density and coverage" in said
     rows = pd.read_csv(run / "metrics" / "clip_sim_scores.csv")
-    assert [*rows["n"]] == [70] * 4 + [60] * 2 and {*rows["text_encoder"]} == {"tiny"}
+    assert [*rows["n"]] == [70] * 6 + [60] * 2 and {*rows["text_encoder"]} == {"tiny"}
     assert pd.read_csv(run / "metrics" / "fid_scores.csv")["fid_judge"].isna().all()
     compare.main(["--dataset", "quickdraw"])
     page = (tmp_path / capfd.readouterr().out.strip().splitlines()[-1]).read_text()

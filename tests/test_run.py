@@ -394,7 +394,7 @@ def test_a_prompt_is_drawn_with_the_networks_choices_of_its_training(here, tmp_p
     drawn = here("a1_cond.py --prompt 7 --n 1 --sample-steps 1", tmp_path).stdout
     assert imread(tmp_path / drawn.strip()).std() > 0.01
     done = here("a1_cond.py --train-steps 2 --samples 4 --sample-steps 1", tmp_path, check=2)
-    assert "has widths [16, 32], not [48, 96]" in done.stderr
+    assert "has widths [16, 32], not [32, 64]" in done.stderr
 
 
 def test_fresh_starts_over_and_keeps_the_earlier_run(copy, here):

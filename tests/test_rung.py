@@ -48,13 +48,13 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
     source = (clone / "a4_full.py").read_text(encoding="utf-8")
     changes = {
         "A4, the full model: CLIP, classifier-free guidance, and attention.": "A5: narrower.",
-        "flag((48, 96)": "flag((16, 32)",
+        "flag((32, 64)": "flag((16, 32)",
         "UNet": "MyNet",
         "class Config(common.Config)": "class Choices(common.Config)",
         "config: Config": "config: Choices",
         "Config.parse": "Choices.parse",
         "    lr: float": '    strength: float = flag(0.5, "my own", 0, 1)\n    lr: float',
-        "text * text.shape[1] ** 0.5": "text * text.shape[1] ** 0.5 * self.strength",
+        "(text - self.text_mean)": "self.strength * (text - self.text_mean)",
         "self.patch = config.patch": "self.patch, self.strength = config.patch, config.strength",
     }
     for old, new in changes.items():
@@ -83,7 +83,8 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
         assert models == sorted(models) and {*models} == {"a3_cfg", "a5_mine"}
     assert "![a5_mine](" in text and (folder / "cfg_scale" / "images" / "a5_mine.png").exists()
     study = pd.read_csv(folder / "cfg_scale" / "metrics" / "cfg_scale.csv")
-    assert {*study["model"]} == {"a3_cfg", "a5_mine"}
+    models = [f"{name}{suffix}" for name in ("a3_cfg", "a5_mine") for suffix in ("", ", throughout")]
+    assert {*study["model"]} == {*models}
     assert "missing: a4_full (python a4_full.py --dataset mnist)" in done.stderr
 
 

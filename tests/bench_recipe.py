@@ -31,8 +31,10 @@ CHANGES = {
         "common.Muon(model.parameters(), config.lr, config.muon_lr)": ADAMW,
         'group["peak"]': "config.lr",
     },
-    "narrower": {"flag((32, 64)": "flag((48, 96)"},
-    "batches of 64": {'flag(64, "images': 'flag(32, "images'},
+    "narrower, batches of 64": {
+        "flag((32, 64)": "flag((48, 96)",
+        'flag(64, "images': 'flag(32, "images',
+    },
     "2.5 % of texts dropped": {"flag(0.025, ": "flag(0.1, "},
     "noisier": {"    u = 1.6 * u / (1 + 0.6 * u)\n": ""},
 }

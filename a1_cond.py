@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
         v = partial(ema, text=run.encode(prompts))
         x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
-        return config.contrast * x_0  # a mean of what a pixel may be is never quite black or white
+        return config.contrast * x_0  # a mean of what may be is seldom quite black or white
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

@@ -94,7 +94,11 @@ def save_openai_clip(folder, geometry):
     torch.manual_seed(0)
     model = clip.model.CLIP(*geometry).eval()
     size = geometry[1]
-    for name, value in {"input_resolution": size, "context_length": 77, "vocab_size": 49408}.items():
+    for name, value in {
+        "input_resolution": size,
+        "context_length": 77,
+        "vocab_size": 49408,
+    }.items():
         if hasattr(model, name):
             delattr(model, name)
         model.register_buffer(name, torch.tensor(value))

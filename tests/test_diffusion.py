@@ -268,9 +268,7 @@ def test_guidance_costs_a_second_pass_and_only_where_it_acts(script):
 
     def twice(scale, interval):
         calls.clear()
-        v = partial(
-            script.guided_v, model=Model(), text=unit(3), scale=scale, interval=interval
-        )
+        v = partial(script.guided_v, model=Model(), text=unit(3), scale=scale, interval=interval)
         script.sample(v, torch.zeros(3, 1, 28, 28), 10, 0.0, samples.generators_of(0, range(3)))
         assert [t for t, _ in calls] == [*range(1000, 0, -100)]
         assert {n for _, n in calls} <= {3, 6}
@@ -382,9 +380,7 @@ def test_the_bag_of_words():
     assert all(abs(v.norm() - 1) < 1e-5 for v in (seven, many, unknown, other)) and none.norm() == 0
     assert seven @ unknown > 0.7, "unknown words turn the vector only a little"
     assert seven @ unknown > seven @ other > many @ seven > 0.4
-    assert (
-        seven - a1_cond.BagOfWords().encode_text(["the number seven"])[0]
-    ).abs().max() == 0
+    assert (seven - a1_cond.BagOfWords().encode_text(["the number seven"])[0]).abs().max() == 0
 
 
 def test_attention_reaches_every_position():

@@ -20,7 +20,7 @@ def test_orthogonal_keeps_directions_and_levels_their_lengths(shape):
     result = u.T @ orthogonal(u * lengths @ v) @ v.T
     assert result.shape == (len(v), len(v))
     assert (result - result.diag().diag()).abs().max() < 0.02, "the directions are the same"
-    assert 0.6 < result.diag()[: len(v) // 2].min() and result.diag().max() < 1.25
+    assert result.diag()[: len(v) // 2].min() > 0.6 and result.diag().max() < 1.25
 
 
 def layers():
@@ -43,7 +43,7 @@ def test_a_convolution_moves_equally_far_in_every_direction_and_the_rest_as_by_a
     train(parameters, optimizer, 1)
     moved = (parameters[0] - before[0] * (1 - 0.02 * 0.01)).flatten(1)
     lengths = torch.linalg.svdvals(moved.detach()) / 0.02
-    assert 0.6 < lengths.min() and lengths.max() < 1.25, "whatever the size of the gradient"
+    assert lengths.min() > 0.6 and lengths.max() < 1.25, "whatever the size of the gradient"
     adamw = torch.optim.AdamW(before[1:], 1e-3, betas=(0.9, 0.99), fused=True)
     for old, new in zip(before[1:], parameters[1:]):
         old.grad = new.grad

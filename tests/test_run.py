@@ -20,7 +20,7 @@ from matplotlib.image import imread
 
 import a4_full
 import common
-from kit import base, datasets, images
+from kit import base, datasets, images, samples
 
 TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3"
 TINY += " --scales 1,2"
@@ -122,9 +122,13 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     table = rows(run / "metrics" / "performance.csv")
     assert list(table[0]) == ["parameters", "train_seconds", "train_images_per_second", "scale",
-        "guidance", "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
+        "guidance", "sample_images_per_second", "sample_steps", "peak_memory_mb",
+        "device"]  # fmt: skip
     drawn = [(row["scale"], row["guidance"]) for row in table]
     assert drawn == [("1.0", "none"), ("2.0", "t 400-700"), ("2.0", "throughout")]
+    pixels = [samples.load_samples(run / "images" / name)[0] for name in SAMPLES]
+    plain, middle, _, throughout = (images[:30].astype(float) for images in pixels)
+    assert 0 < np.abs(middle - plain).mean() < np.abs(throughout - plain).mean()
     assert int(table[0]["parameters"]) == sum(
         p.numel() for p in a4_full.UNet(a4_full.Config(), 64).parameters()
     )
@@ -313,6 +317,12 @@ def test_other_sampling_flags_draw_again_and_other_scales_add_files(copy, here):
     )
     scales = [row["scale"] for row in rows(run / "metrics/performance.csv")]
     assert scales == ["1.0", "2.0", "2.0", "1.25", "1.25"]
+    extreme = {}
+    for contrast in ("1.5", "1"):
+        here(f"{TINY} --contrast {contrast}", copy)
+        with np.load(run / "images" / SAMPLES[0]) as file:
+            extreme[contrast] = np.isin(file["images"], (0, 255)).mean()
+    assert extreme["1.5"] > extreme["1"] + 0.05
     here(TINY.replace("--sample-steps 3", "--sample-steps 4"), copy)
     assert all(
         (run / "images" / name).read_bytes() != before[run / "images" / name] for name in SAMPLES
@@ -417,6 +427,10 @@ BAD = {
     "empty prompt": (["--prompt", " "], "empty"),
     "long prompt": (["--prompt", "seven " * 80], "77"),
     "negative scale": (["--prompt", "7", "--scale", "-1"], "--scale"),
+    "interval turned round": (
+        ["--interval", "700,400"],
+        "--interval 700,400: the lower t comes first",
+    ),
     "scale in words": (["--prompt", "7", "--scale", "big"], "--scale"),
     "scale nan": (["--prompt", "7", "--scale", "nan"], "--scale"),
     "a nan among the scales": (["--scales", "3,nan"], "--scales"),

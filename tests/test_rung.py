@@ -83,7 +83,9 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
         assert models == sorted(models) and {*models} == {"a3_cfg", "a5_mine"}
     assert "![a5_mine](" in text and (folder / "cfg_scale" / "images" / "a5_mine.png").exists()
     study = pd.read_csv(folder / "cfg_scale" / "metrics" / "cfg_scale.csv")
-    models = [f"{name}{suffix}" for name in ("a3_cfg", "a5_mine") for suffix in ("", ", throughout")]
+    models = [
+        f"{name}{suffix}" for name in ("a3_cfg", "a5_mine") for suffix in ("", ", throughout")
+    ]
     assert {*study["model"]} == {*models}
     assert "missing: a4_full (python a4_full.py --dataset mnist)" in done.stderr
 

@@ -220,11 +220,10 @@ def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
     twins = [model + TWIN for model in guided]
     for model in (*with_twins(numbers, models), "real images", "noise"):
         for scale, row in trained_points(numbers, model).iterrows():
-            cells = {"model": model, "scale": "–", "n": f"{row['n', 'first']:.0f}", "seeds": "–"}
-            if model in (*guided, *twins):
-                cells["scale"] = f"{scale:g}"
-            if model in (*models, *twins):
-                cells["seeds"] = f"{row['n', 'size']:.0f}"
+            cells = {"model": model}
+            cells["scale"] = f"{scale:g}" if model in (*guided, *twins) else "–"
+            cells["n"] = f"{row['n', 'first']:.0f}"
+            cells["seeds"] = f"{row['n', 'size']:.0f}" if model in (*models, *twins) else "–"
             written = {}
             for column, (_, _, form) in METRICS.items():
                 written[column] = write(*row[column][["mean", "std"]], form)
@@ -328,6 +327,15 @@ def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
     return path
 
 
+def files_by_scale(folder: Path) -> dict[str, Path]:
+    """caption -> sample file of trained phrasings, such as "scale 2, throughout", by scale."""
+    files = []
+    for path in folder.glob("images/samples_w*.npz"):
+        scale, _, where = path.stem.split("_w")[1].partition("_")
+        files.append((float(scale), where, path))
+    return {f"scale {w:g}{where and f', {where}'}": path for w, where, path in sorted(files)}
+
+
 def samples_shown(run: dict) -> tuple[str, Path]:
     """The caption and the sample file that stand for a run: at scale 2 if there is one."""
     files = sorted(run["folder"].glob("images/samples_w*.npz"))
@@ -408,9 +416,7 @@ def guidance_study(folder: Path, runs: dict, numbers, real: pd.Series, extractor
     curves = {model: trained_points(numbers, model) for model in with_twins(numbers, runs)}
     figures, rows = {}, []
     for model, run in runs.items():
-        files = run["folder"].glob("images/samples_w*.npz")
-        files = {path.stem.partition("_w")[2].replace("_", ", "): path for path in files}
-        files = {f"scale {scale.replace('.0', '')}": files[scale] for scale in sorted(files)}
+        files = files_by_scale(run["folder"])
         figures[model] = save_rows(folder / "images" / f"{model}.png", names, files)
     for model, points in curves.items():
         for scale, row in points.iterrows():

@@ -33,7 +33,9 @@ class Muon(torch.optim.Optimizer):
             if weight.grad is None:  # frozen
                 continue
             state = self.state[weight]
-            mean = state.setdefault("mean", torch.zeros_like(weight))  # of the gradients
+            if not state:
+                state["mean"] = torch.zeros_like(weight)  # of the gradients
+            mean = state["mean"]
             mean.lerp_(weight.grad, 1 - muon["momentum"])
             update = orthogonal(weight.grad.lerp(mean, muon["momentum"]).flatten(1))
             rate = muon["lr"] * max(1, len(update) / update.shape[1]) ** 0.5
@@ -49,10 +51,12 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
-    gram, product = wide @ wide.T, None
+    gram, step, product = wide @ wide.T, None, None
     for _ in range(5):
+        if step is not None:
+            gram = step @ gram @ step
         step = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
         step.diagonal().add_(3.4445)
-        gram, product = step @ gram @ step, step if product is None else step @ product
+        product = step if product is None else step @ product
     wide = product @ wide
     return wide if len(matrix) <= matrix.shape[1] else wide.T

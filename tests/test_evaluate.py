@@ -527,6 +527,16 @@ def test_the_report_holds_all_of_it(reported):
     assert "python cgan.py" not in text and "Traceback" not in done.stderr
 
 
+def test_the_study_shows_every_sample_file_by_its_scale(tmp_path):
+    names = "1.0 1.05 2.0 2.0_throughout 10.0 10.0_throughout".split()
+    for name in [f"w{x}" for x in names] + ["heldout_w2.0"]:
+        base.save_file(tmp_path / "images" / f"samples_{name}.npz", lambda file: file.write(b"x"))
+    found = compare.files_by_scale(tmp_path)
+    captions = "scale 1|scale 1.05|scale 2|scale 2, throughout|scale 10|scale 10, throughout"
+    assert [*found] == captions.split("|")
+    assert [path.name for path in found.values()] == [f"samples_w{name}.npz" for name in names]
+
+
 def test_seeds_become_mean_and_deviation(reported):
     folder, _ = reported
     rows = read(folder / "cfg_scale" / "metrics" / "cfg_scale.csv")

@@ -194,15 +194,16 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
-        i = torch.randint(len(images), (config.batch_size,), device=run.device)
+        i = torch.randint(len(images), (run.batch_size,), device=run.device)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
         phrasing = torch.randint(texts.shape[1], i.shape, device=run.device)
         text = texts[labels[i], phrasing]  # (B, dim)
-        with run.autocast():  # in bfloat16 where the processor has it
-            loss = diffusion_loss(partial(model, text=text), x_0, alphas_bar)
+        with run.autocast():  # in half precision where the device is fast in it
+            loss = diffusion_loss(partial(run.parallel(model), text=text), x_0, alphas_bar)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        run.scaler.scale(loss).backward()  # only float16 is scaled
+        run.scaler.step(optimizer)
+        run.scaler.update()
         decay = min(config.ema_decay, (1 + step) / (10 + step))  # forgets the first steps sooner
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):

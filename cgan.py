@@ -197,12 +197,12 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         for group in optimizer_g.param_groups + optimizer_d.param_groups:
             # Up in 100 steps, then straight down to 0.
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
-        i = torch.randint(len(images), (config.batch_size,), device=run.device)
+        i = torch.randint(len(images), (run.batch_size,), device=run.device)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
         phrasing = torch.randint(texts.shape[1], i.shape, device=run.device)
         text = texts[labels[i], phrasing]  # (B, dim)
-        drawn = model(torch.randn(len(i), config.z, device=run.device), text)
-        loss_d = discriminator_loss(discriminator, x, drawn, text, config.gamma)
+        drawn = run.parallel(model)(torch.randn(len(i), config.z, device=run.device), text)
+        loss_d = discriminator_loss(run.parallel(discriminator), x, drawn, text, config.gamma)
         optimizer_d.zero_grad()
         loss_d.backward()
         optimizer_d.step()

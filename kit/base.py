@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
+RANK = int(os.environ.get("RANK", 0))  # of this process; torchrun sets it
 
 # ── Errors ──
 
@@ -51,6 +53,10 @@ def writing(path: Path):
         raise UserError(f"cannot write {path}: {error.strerror or one_line(error)}") from None
 
 
+class PeerLost(BaseException):  # as KeyboardInterrupt: no except clause may take it for its own
+    """Of several processes that train together another one has ended, or all shall end."""
+
+
 def cli(main) -> None:
     """Run main(). What the user can mend becomes one line on stderr and exit code 2.
 
@@ -58,18 +64,46 @@ def cli(main) -> None:
     """
     try:
         main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
-        print("\nstopped; the same command without --fresh goes on from here", file=sys.stderr)
-        sys.exit(130)
+        end("\nstopped; the same command without --fresh goes on from here", 130)
+    except PeerLost:
+        end(LOST if RANK == 0 else "", 143)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        wait_for_the_first()
+        end(f"error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
+        if re.search("Connection (closed|reset)|Broken pipe|NCCL|ncclRemote", str(error)):
+            end(LOST, 143)
+        wait_for_the_first()
         memory = re.search("out of memory|can't allocate memory", str(error))
         if not memory and not isinstance(error, MemoryError):
             raise
-        print("error: out of memory; try a smaller --batch-size", file=sys.stderr)
-        sys.exit(2)
+        end("error: out of memory; try a smaller --batch-size", 2)
+    except Exception:
+        wait_for_the_first()
+        raise
+
+
+LOST = f"error: process {RANK}: another process of this run has ended, or torchrun was stopped; "
+LOST += "the same command goes on from the last checkpoint"
+
+
+def end(message: str, code: int) -> None:
+    if message:
+        print(message, file=sys.__stderr__)
+    sys.exit(code)
+
+
+def wait_for_the_first() -> None:
+    """Of several processes, most often all meet the same error: then only the first one tells.
+
+    Within this time torchrun, which sees that one end, ends this one.
+    """
+    if RANK > 0:
+        time.sleep(3)
+        sys.stderr = sys.__stderr__
 
 
 def pick_device(name: str) -> torch.device:
@@ -199,6 +233,6 @@ class Progress(tqdm):
     def display(self, *args, **kwargs):
         if sys.stderr.isatty():
             super().display(*args, **kwargs)
-        elif self.n * 10 // self.total > self.tenth:
+        elif self.total and self.n * 10 // self.total > self.tenth:
             self.tenth = self.n * 10 // self.total
             print(self, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from kit import processes
 from kit.base import UserError
 
 
@@ -12,15 +13,20 @@ def load_clip(name: str, config, device):
     -> kit.clip.Clip: name, dim, encode_text, encode_image. config says what a tiny one must have
     learned. UserError if the CLIP cannot be had.
     """
+    with processes.in_turn():
+        return find_clip(name, config, device)
+
+
+def find_clip(name: str, config, device):
     from kit import tiny_clip  # not at the top: a script without text needs no CLIP
     from kit.clip import Clip, fetch_clip, import_clip
 
     if name == "auto":
         try:
-            return load_clip("ViT-B/32", config, device)
+            return find_clip("ViT-B/32", config, device)
         except UserError as error:
             print(f"CLIP: {error}; using tiny CLIP", file=sys.stderr)
-            return load_clip("tiny", config, device)
+            return find_clip("tiny", config, device)
     if name == "tiny":
         return tiny_clip.load_tiny(config, device)
     if name in import_clip().available_models():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from kit import processes
 from kit.base import read_table, save_file
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words
 from kit.images import to_pixels
@@ -109,10 +110,13 @@ def save_outputs(run: Run, draw) -> None:
     given (title, images) of each moment that denoising.png shows.
     """
     if run.config.prompt is not None:
-        save_prompt_picture(run, draw)
+        if processes.RANK == 0:
+            save_prompt_picture(run, draw)
         return
     run.begin()
     save_samples(run, draw)
+    if processes.RANK > 0:
+        return
     if run.config.has_text:
         save_prompts_picture(run, draw)
     save_film(run, draw)

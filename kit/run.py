@@ -1,5 +1,6 @@
 """A run: what it has on disk, how far it has come, and its checkpoints."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from kit import base
+from kit import base, processes
 from kit.base import Progress, UserError, reading
 from kit.datasets import settle_classes
 from kit.flags import Config, plain
@@ -27,19 +28,26 @@ class Run:
     LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds: a kill costs at most their sum
 
     def __init__(self, config: Config):
-        self.config, self.device = config, base.pick_device(config.device)
+        self.config = config
+        self.device = base.pick_device(processes.device_name(config.device))
+        processes.join(self.device)
+        processes.keep_memory()
+        self.batch_size = config.batch_size  # of this process; see load_data()
         self.folder = config.out / config.dataset / config.script
         self.last = self.folder / "checkpoints" / "last.pt"
         self.images, self.metrics = self.folder / "images", self.folder / "metrics"
         self.step, self.saved = 0, {}  # saved: what the checkpoint was made with
+        # Float16 has so small a range that gradients are scaled up on the way.
+        fp16 = self.half() is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.losses = []  # of each step since the last line of loss.csv: name -> tensor
         self.encoder = None  # a script that reads text puts its own here
         self.text_vectors = {}  # what encode() has made
+        self.replicas = {}  # what parallel() has made
         self.facts = {}
-        if self.last.exists() and not config.fresh:
-            with reading(self.last, "--fresh starts over"):
-                self.checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-                self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
+        self.checkpoint = processes.from_first(self.read_checkpoint)
+        if self.checkpoint is not None:
+            self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
         self.check(script=config.script, dataset=config.dataset)
         if config.prompt is not None:
             self.take_over_choices()
@@ -53,6 +61,14 @@ class Run:
             self.clip = self.saved.get("text_encoder") or "auto"
         elif not Path(self.clip).expanduser().is_file():  # a file is compared when it is read
             self.check(text_encoder=self.clip)
+
+    def read_checkpoint(self) -> dict | None:
+        """UserError if it is damaged."""
+        if self.config.fresh or not self.last.exists():
+            return None
+        with reading(self.last, "--fresh starts over"):
+            checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
+            return {"config": checkpoint["config"], "step": checkpoint["step"], **checkpoint}
 
     def take_over_choices(self) -> None:
         """For --prompt: what no flag says is as in training. UserError without a training."""
@@ -91,24 +107,44 @@ class Run:
         """Give modules (name -> module or optimiser) the state that the checkpoint has for them."""
         with reading(self.last, "--fresh starts over"):
             for name, module in modules.items():
-                module.load_state_dict(self.checkpoint[name])
+                if name != "scaler" or name in self.checkpoint:  # which only float16 has
+                    module.load_state_dict(self.checkpoint[name])
 
-    def autocast(self):
-        """A context in which convolutions and matrix products work in bfloat16.
+    def half(self) -> torch.dtype | None:
+        """bfloat16 or float16, whichever the device is fast in; None if it is fast in neither.
 
-        On a CPU whose own bfloat16 is fast (AVX-512 BF16 or AMX); elsewhere it changes nothing.
+        A GPU from 2020 on works in bfloat16 (compute capability 8), an older one in float16; a CPU
+        has fast bfloat16 with AVX-512 BF16 or AMX.
         """
+        if self.device.type == "cuda":
+            newer = torch.cuda.get_device_capability(self.device) >= (8, 0)
+            return torch.bfloat16 if newer else torch.float16
         known = getattr(torch.cpu, "get_capabilities", dict)()  # an older PyTorch does not tell
         fast = known.get("avx512_bf16") or known.get("amx_bf16")
-        return torch.autocast("cpu", torch.bfloat16, self.device.type == "cpu" and bool(fast))
+        return torch.bfloat16 if self.device.type == "cpu" and fast else None
+
+    def autocast(self):
+        """A context in which convolutions and matrix products work in half precision; see half()."""
+        half = self.half()
+        return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
+
+    def parallel(self, model: torch.nn.Module):
+        """-> model; under torchrun the same weights, but their gradients are made the mean of all
+        processes' in backward().
+        """
+        if model not in self.replicas:
+            self.replicas[model] = processes.parallel(model)
+        return self.replicas[model]
 
     def load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
         """-> training images uint8 (N, 28, 28), labels int64 (N,), both on the device.
 
         common.to_images makes float32 in [-1, 1] of a batch. From here on config.json tells what
-        the run learns from.
+        the run learns from, and batch_size is this process's share.
         """
-        pixels, labels, source = load_dataset(self.config)
+        self.batch_size = processes.share_of(self.config.batch_size)
+        with processes.in_turn():
+            pixels, labels, source = load_dataset(self.config)
         self.begin(data_source=source, image_count=len(pixels), **self.facts)
         return pixels.to(self.device), labels.to(self.device)
 
@@ -125,14 +161,8 @@ class Run:
     def begin(self, **facts) -> None:
         """Write config.json: every choice, facts about data and encoder, versions, revision."""
         self.check(**facts)
-        if not self.step and (self.last.exists() or self.images.exists()):
-            aside = self.folder.with_name(f".{self.folder.name}_{time.time():.0f}")
-            with base.writing(aside):
-                self.folder.rename(aside)
-            print(f"the earlier run is now in {aside}", file=sys.stderr)
-        if self.folder.exists() and not self.drawn_alike():
-            for path in [*self.images.glob("samples*"), self.metrics / "performance.csv"]:
-                path.unlink(missing_ok=True)
+        if processes.RANK == 0:
+            self.make_room()
         config, now = self.config, [*self.config.names("sampling"), "scales", "sampler"]
         self.saved = plain(dataclasses.asdict(config)) | {
             "script": config.script,
@@ -142,13 +172,27 @@ class Run:
             "has_text": config.has_text,
             "has_guidance": config.has_guidance,
             "device": str(self.device),
+            "processes": processes.COUNT,
+            "autocast": str(self.half()),
             "git_revision": git_revision(),
             "python": sys.version.split()[0],
             "packages": {name: metadata.version(name) for name in PACKAGES},
             **facts,
             **{name: value for name, value in self.saved.items() if name not in now},
         }
-        base.save_text(self.folder / "config.json", json.dumps(self.saved, indent=2))
+        if processes.RANK == 0:
+            base.save_text(self.folder / "config.json", json.dumps(self.saved, indent=2))
+
+    def make_room(self) -> None:
+        """Move an earlier run aside; delete samples that other flags have drawn."""
+        if not self.step and (self.last.exists() or self.images.exists()):
+            aside = self.folder.with_name(f".{self.folder.name}_{time.time():.0f}")
+            with base.writing(aside):
+                self.folder.rename(aside)
+            print(f"the earlier run is now in {aside}", file=sys.stderr)
+        if self.folder.exists() and not self.drawn_alike():
+            for path in [*self.images.glob("samples*"), self.metrics / "performance.csv"]:
+                path.unlink(missing_ok=True)
 
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0.
@@ -156,41 +200,49 @@ class Run:
         In between write loss.csv, and the checkpoint of modules (name -> module or optimiser).
         """
         total, batch, rows = self.config.train_steps, self.config.batch_size, []
+        if self.scaler.is_enabled():
+            modules["scaler"] = self.scaler
         if self.step:
             print(f"{self.folder}: going on from step {self.step} of {total}", file=sys.stderr)
             self.load(**modules)
-            self.restore_rng()
             rows = self.earlier_losses()
+        self.restore_rng()
         bar = Progress(desc="training", total=total * batch, initial=self.step * batch)
         saved = start = time.perf_counter()
         while self.step < total:
             yield self.step
             self.step += 1
             seconds = time.perf_counter() - start
-            if self.step % self.LOG_EVERY and self.step < total and seconds < 30:
+            alone = processes.COUNT == 1  # several must do this at the same step
+            if self.step % self.LOG_EVERY and self.step < total and (seconds < 30 or not alone):
                 continue
-            rows.append(self.loss_row())  # waits for the device, so the time is taken after it
+            due = time.perf_counter() - saved > self.SAVE_EVERY or self.step == total
+            row, due = self.loss_row(due)  # waits for the device, so the time is taken after it
             images, seconds = len(self.losses) * batch, time.perf_counter() - start
-            rows[-1]["images_per_second"] = f"{images / seconds:.4g}"
+            rows.append(row | {"images_per_second": f"{images / seconds:.4g}"})
             bar.update(images)
-            if time.perf_counter() - saved > self.SAVE_EVERY or self.step == total:
-                base.save_table(self.metrics / "loss.csv", rows)
-                self.save_checkpoint(modules)
+            if due:
+                self.save_checkpoint(modules, rows)
                 saved = time.perf_counter()
             self.losses, start = [], time.perf_counter()
             bar.set_postfix(list(rows[-1].items())[1:-1], refresh=False)
         bar.close()
 
-    def loss_row(self) -> dict:
-        """The mean of each loss since the last row. UserError if one is no number any more."""
+    def loss_row(self, due: bool) -> tuple[dict, bool]:
+        """-> the means of the losses since the last row, whether the first process finds a
+        checkpoint due. UserError if a loss is no number any more.
+        """
+        names = [*self.losses[0]]
+        means = [torch.stack([step[name] for step in self.losses]).mean().item() for name in names]
+        first_finds = float(due) if processes.RANK == 0 else 0.0
+        *means, first_finds = processes.mean([*means, first_finds])
         row = {"step": self.step}
-        for name in self.losses[0]:
-            mean = torch.stack([losses[name] for losses in self.losses]).mean().item()
+        for name, mean in zip(names, means):
             if not math.isfinite(mean):
                 slower = f"--fresh with --lr {self.config.lr / 3:g}"
                 raise UserError(f"{name} is {mean} at step {self.step}; try {slower}")
             row[name] = f"{mean:.6f}"
-        return row
+        return row, first_finds > 0
 
     def earlier_losses(self) -> list[dict]:
         """The rows of loss.csv up to the checkpoint, as they were written."""
@@ -201,18 +253,48 @@ class Run:
         with reading(path, remedy):
             return table[table["step"].astype(int) <= self.step].to_dict("records")
 
-    def save_checkpoint(self, modules: dict) -> None:
+    def save_checkpoint(self, modules: dict, rows: list[dict]) -> None:
+        """last.pt, and loss.csv up to it. All processes give their random states."""
+        states = processes.gather(random_states(self.device))
+        if processes.RANK > 0:
+            return
+        base.save_table(self.metrics / "loss.csv", rows)
         state = {name: module.state_dict() for name, module in modules.items()}
-        state |= {"step": self.step, "config": self.saved, "rng": {"random": torch.get_rng_state()}}
-        if torch.cuda.is_available():
-            state["rng"]["cuda"] = torch.cuda.get_rng_state()
+        state |= {"step": self.step, "config": self.saved, "rng": states}
         base.save_file(self.last, lambda file: torch.save(state, file))
 
     def restore_rng(self) -> None:
-        with reading(self.last, "--fresh starts over"):
-            torch.set_rng_state(self.checkpoint["rng"]["random"])
-            if torch.cuda.is_available() and "cuda" in self.checkpoint["rng"]:
-                torch.cuda.set_rng_state(self.checkpoint["rng"]["cuda"])
+        """Go on with this process's random states, or with new ones if the checkpoint has none."""
+        if not self.step and processes.RANK == 0:
+            return  # main() has seeded it
+        torch.manual_seed(processes.own_seed(self.config.seed, self.step))
+        if self.step:
+            with reading(self.last, "--fresh starts over"):
+                mine = self.checkpoint["rng"][processes.RANK :][:1]
+                for state in mine:
+                    set_random_states(self.device, state)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of the CPU, and of the device in use if it is another."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = generators(device).get_rng_state(*which(device))
+    return states
+
+
+def set_random_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":  # it may have begun on another device
+        generators(device).set_rng_state(states[device.type], *which(device))
+
+
+def generators(device: torch.device):
+    return getattr(torch, device.type)  # torch.cuda, torch.mps, torch.xpu
+
+
+def which(device: torch.device) -> list[torch.device]:
+    return [] if device.type == "mps" else [device]  # there is one, and it takes no argument
 
 
 def encode_once(encoder, texts: list[str], known: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kit import processes
 from kit.base import Progress, read_table, reading, save_file, save_table
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 from kit.images import to_pixels
@@ -83,43 +84,65 @@ def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def draw_all(run: Run, draw, prompts: list[str], scale: float, what: str):
-    """-> pixels uint8 (n, 28, 28), images per second.
+def draw_all(run: Run, draw, prompts: list[str], scale: float, what: str, shared: bool = False):
+    """-> pixels uint8 (n, 28, 28), images per second. shared: all processes draw, the first gets.
 
     The noise of image i depends on --seed and i alone. The speed is the median over batches,
     without the first one if there are more: it warms up. Prompts are encoded before that.
     """
     if run.encoder is not None:
         run.encode(prompts)
-    parts, speeds = [], []
-    with Progress(desc=what, total=len(prompts)) as bar:
-        for i in range(0, len(prompts), BATCH):
+    parts, speeds, starts = {}, [], range(0, len(prompts), BATCH)
+    mine = starts[processes.RANK :: processes.COUNT] if shared else starts
+    with Progress(desc=what, total=sum(len(prompts[i : i + BATCH]) for i in mine)) as bar:
+        for i in mine:
             batch, start = prompts[i : i + BATCH], time.perf_counter()
             generators = generators_of(run.config.seed, range(i, i + len(batch)))
-            parts.append(to_pixels(draw(batch, scale, generators)))
+            parts[i] = to_pixels(draw(batch, scale, generators))
             speeds.append(len(batch) / (time.perf_counter() - start))
             bar.update(len(batch))
-    return np.concatenate(parts), statistics.median(speeds[1:] or speeds)
+    speed = statistics.median(speeds[1:] or speeds or [0.0])
+    everyone = processes.gather((parts, speed)) if shared else [(parts, speed)]
+    parts = {i: pixels for some, _ in everyone for i, pixels in some.items()}
+    pixels = np.concatenate([parts[i] for i in starts]) if parts else None
+    return pixels, sum(speed for _, speed in everyone)
 
 
 def save_samples(run: Run, draw) -> None:
-    """Write those sample files that are not there yet, and what they cost into performance.csv."""
-    rows = earlier_performance(run)
-    for file in sample_files(run):
-        costs = file.templates is not HELDOUT_TEMPLATES  # then a row tells what they cost
-        key = file.scale, file.guidance
-        if file.path.exists() and (key in rows or not costs):
-            continue
+    """Write those sample files that are not there yet, and what they cost into performance.csv.
+
+    All processes draw, the first one writes.
+    """
+    rows, files = processes.from_first(lambda: missing_files(run))
+    for file in files:
         prompts, labels = balanced_prompts(run.config, file.templates, file.n)
         throughout = file.path.stem.endswith(THROUGHOUT)
         draw_so = partial(draw, interval=(0, math.inf)) if throughout else draw
         what = f"samples, scale {file.scale:g}{', throughout' if throughout else ''}"
-        pixels, speed = draw_all(run, draw_so, prompts, file.scale, what)
-        if costs:
+        pixels, speed = draw_all(run, draw_so, prompts, file.scale, what, shared=True)
+        if processes.RANK > 0:
+            continue
+        if tells_costs(file):
+            key = file.scale, file.guidance
             rows[key] = performance(run, *key, speed)
             save_table(run.metrics / "performance.csv", list(rows.values()))
         arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
         save_arrays(file.path, arrays)
+
+
+def tells_costs(file: SampleFile) -> bool:
+    """Whether a row of performance.csv tells what these samples cost."""
+    return file.templates != HELDOUT_TEMPLATES
+
+
+def missing_files(run: Run) -> tuple[dict, list[SampleFile]]:
+    """-> earlier_performance(), the sample files that are still to be drawn."""
+    rows, files = earlier_performance(run), []
+    for file in sample_files(run):
+        row_there = (file.scale, file.guidance) in rows or not tells_costs(file)
+        if not (file.path.exists() and row_there):
+            files.append(file)
+    return rows, files
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -155,7 +178,7 @@ def earlier_performance(run: Run) -> dict[tuple[float, str], dict]:
 def performance(run: Run, scale: float, guidance: str, speed: float) -> dict:
     """A row of performance.csv."""
     config, seconds = run.config, training_seconds(run)
-    trained = config.train_steps * config.batch_size
+    trained, alone = config.train_steps * config.batch_size, processes.COUNT == 1
     return {
         "parameters": run.saved["parameters"],
         "train_seconds": round(seconds, 1),
@@ -165,7 +188,7 @@ def performance(run: Run, scale: float, guidance: str, speed: float) -> dict:
         "sample_images_per_second": round(speed, 1),
         "sample_steps": config.sample_steps,
         "peak_memory_mb": round(peak_memory_mb(run.device)),
-        "device": str(run.device),
+        "device": str(run.device) if alone else f"{processes.COUNT} x {run.device.type}",
     }
 
 
@@ -196,14 +219,16 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def complete(run: Run) -> bool:
     """Whether all that a run leaves is on disk; if so, says it. Never so with --prompt."""
-    if run.config.prompt is not None:
+    if run.config.prompt is not None or not processes.from_first(lambda: has_all(run)):
         return False
+    print(f"{run.folder} is complete; --fresh starts over", file=sys.stderr)
+    return True
+
+
+def has_all(run: Run) -> bool:
     names = ["images/samples.png", "images/denoising.png", "plots/loss.png"]
     names += ["images/prompts.png"] if run.config.has_text else []
     names += ["metrics/performance.csv"]
     paths = [run.folder / name for name in names] + [file.path for file in sample_files(run)]
     trained = run.step == run.config.train_steps
-    if not trained or not run.drawn_alike() or not all(path.exists() for path in paths):
-        return False
-    print(f"{run.folder} is complete; --fresh starts over", file=sys.stderr)
-    return True
+    return trained and run.drawn_alike() and all(path.exists() for path in paths)

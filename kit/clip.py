@@ -14,25 +14,46 @@ from kit.base import UserError, fetch, reading
 
 
 def import_clip():
-    """OpenAI's package wants pkg_resources.packaging, which new setuptools lack: hand it that."""
+    """OpenAI's package, without two things that it imports.
+
+    It wants pkg_resources.packaging, which new setuptools lack, and torchvision's transforms, which
+    take longer to import than an image to draw, and which nothing here uses.
+    """
     if "clip" not in sys.modules:
         import packaging.version
 
-        before = sys.modules.get("pkg_resources")
-        sys.modules["pkg_resources"] = types.SimpleNamespace(packaging=packaging)
+        names = "Compose", "Resize", "CenterCrop", "ToTensor", "Normalize"
+        stand_ins = {"pkg_resources": types.SimpleNamespace(packaging=packaging)}
+        if "torchvision" not in sys.modules:
+            transforms = types.SimpleNamespace(**{name: later(name) for name in names})
+            stand_ins["torchvision.transforms"] = transforms
+        before = {name: sys.modules.get(name) for name in stand_ins}
+        sys.modules.update(stand_ins)
         try:
             import clip
         except ImportError as error:
             raise UserError(f"{error}: pip install clip-anytorch ftfy regex") from None
         finally:
-            sys.modules["pkg_resources"] = before
-            if before is None:
-                del sys.modules["pkg_resources"]
+            for name, module in before.items():
+                sys.modules[name] = module
+                if module is None:
+                    del sys.modules[name]
     import clip
 
     if not hasattr(clip, "tokenize"):
         raise UserError("this clip is not OpenAI's: pip uninstall clip; pip install clip-anytorch")
     return clip
+
+
+def later(name: str):
+    """torchvision.transforms.<name>, imported when it is called: clip.load() still works."""
+
+    def call(*args, **kwargs):
+        from torchvision import transforms
+
+        return getattr(transforms, name)(*args, **kwargs)
+
+    return call
 
 
 class Clip:

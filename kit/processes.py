@@ -27,7 +27,9 @@ TIMEOUT = timedelta(hours=2)  # of a wait for others, who may be fetching 540 MB
 def device_name(name: str) -> str:
     """--device of this process: each GPU gets one. UserError if all would get the same."""
     if COUNT > 1 and ":" in name:
-        raise UserError(f"--device {name} is one device for {COUNT} processes; leave out its number")
+        raise UserError(
+            f"--device {name} is one device for {COUNT} processes; leave out its number"
+        )
     if COUNT > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{LOCAL_RANK}"
     return name

@@ -124,7 +124,7 @@ class Run:
         return torch.bfloat16 if self.device.type == "cpu" and fast else None
 
     def autocast(self):
-        """A context in which convolutions and matrix products work in half precision; see half()."""
+        """A context where convolutions and matrix products work in half precision; see half()."""
         half = self.half()
         return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
 

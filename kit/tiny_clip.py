@@ -118,9 +118,9 @@ def contrastive_loss(
     return (of_image + of_text) / 2
 
 
-def train(config, device: torch.device, images: torch.Tensor, labels: torch.Tensor, steps: int,
+def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tensor, steps: int,
           seed: int):  # fmt: skip
-    """images (N, 1, 28, 28), labels (N,) -> the trained model, in evaluation mode."""
+    """pixels uint8 (N, 28, 28), labels (N,) -> the trained model, in evaluation mode."""
     torch.manual_seed(seed)
     encode = import_clip().clip._tokenizer.encode
     pairs = datasets.class_words(config.dataset, config.classes)
@@ -137,10 +137,10 @@ def train(config, device: torch.device, images: torch.Tensor, labels: torch.Tens
     y_text = torch.arange(captions) % classes
     bar = Progress(range(steps), "tiny CLIP", unit="step", leave=False)
     for _ in bar:
-        i = torch.randint(len(images), (IMAGES,))
+        i = torch.randint(len(pixels), (IMAGES,))
         if classes > captions:  # as many captions as there is room for, those of the images first
             y_text = torch.cat([labels[i].unique(), torch.randperm(classes)])[:captions]
-        image = clip_pixels(jitter(images[i]), model.visual.input_resolution)
+        image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
         fixed = tokens[y_text, torch.randint(tokens.shape[1], (captions,))]
         noisy = torch.rand(captions, 1) < P_NOISE
         text = torch.where(noisy, noisy_captions(y_text, words, known), fixed)
@@ -168,13 +168,14 @@ def class_vectors(clip: Clip, config) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(clip: Clip, config, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Zero-shot accuracy on images; share of held-out phrasings nearest to the class they name."""
+def measure(clip: Clip, config, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Zero-shot accuracy on pixels; share of held-out phrasings nearest to the class they name."""
     classes = class_vectors(clip, config)
     asked = []
     for label, group in enumerate(phrasings(config, datasets.HELDOUT_TEMPLATES)):
         asked.append((clip.encode_text(group) @ classes.T).argmax(1) == label)
-    right = (clip.encode_image(images) @ classes.T).argmax(1) == labels.to(classes.device)
+    seen = [clip.encode_image(to_images(part)) @ classes.T for part in pixels.split(1000)]
+    right = torch.cat(seen).argmax(1) == labels.to(classes.device)
     shares = {"zero-shot": right, "held-out phrasings": torch.cat(asked)}
     return {name: share.float().mean().item() for name, share in shares.items()}
 
@@ -183,22 +184,20 @@ def measure(clip: Clip, config, images: torch.Tensor, labels: torch.Tensor) -> d
 
 
 def real_images(config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> images in [-1, 1], labels. Of MNIST the embedded: assets/tiny_clip.pt was made of them."""
+    """-> pixels, labels. Of MNIST the embedded: assets/tiny_clip.pt was made of them."""
     if config.dataset == "mnist" and DIGIT_IMAGES[split].exists():
-        pixels, labels = embedded_mnist(split)
-    else:
-        pixels, labels, _ = load_dataset(config, split)
-    return to_images(pixels), labels
+        return embedded_mnist(split)
+    return load_dataset(config, split)[:2]
 
 
 def make(file: Path, config, device: torch.device, steps: int, seed: int) -> str:
     """Train one and write it to a file; -> how well it reads what it never saw."""
-    images, labels = real_images(config, "train")
+    pixels, labels = real_images(config, "train")
     start = time.time()
     what = f"training a tiny one for {config.dataset}, once; it will be kept at {file}"
     print(f"CLIP: {what}", file=sys.stderr)
     # In half precision, since most of the file is the table of 49,408 tokens.
-    model = train(config, device, images, labels, steps, seed).half()
+    model = train(config, device, pixels, labels, steps, seed).half()
     state = {**model.state_dict(), "learned": [config.dataset, config.classes]}
     save_file(file, lambda content: torch.save(state, content))
     result = measure(Clip("tiny", file, device), config, *real_images(config, "test"))

@@ -1,6 +1,7 @@
 """CLIP: OpenAI's formats and download, the embedded default, and what it understands."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, STAND_IN, data_args, save_openai_clip
+from conftest import CPU, ROOT, STAND_IN, data_args, save_openai_clip
 
 import a2_clip
 from kit import base, datasets, images, tiny_clip
@@ -159,7 +160,7 @@ def test_a_prompt_over_77_tokens_is_refused(tiny):
 
 def test_the_embedded_clip_reads_digits_it_never_saw(tiny):
     pixels, labels = images.embedded_mnist("test")
-    result = tiny_clip.measure(tiny, data_args(), images.to_images(pixels), labels)
+    result = tiny_clip.measure(tiny, data_args(), pixels, labels)
     assert result["zero-shot"] >= 0.985 and result["held-out phrasings"] >= 0.98, result
     assert (base.ROOT / "assets" / "tiny_clip.pt").stat().st_size < 8e6
 
@@ -188,3 +189,22 @@ def test_tiny_clip_trains_and_writes_what_it_can_read(cli, tmp_path):
     state = torch.load(tmp_path / "new.pt", weights_only=True)
     assert state["token_embedding.weight"].dtype == torch.float16
     assert (tmp_path / "new.pt").stat().st_size < 8e6
+
+
+def test_clip_is_imported_without_torchvision_and_its_load_works_all_the_same(tmp_path):
+    code = """
+import sys
+from kit.clip import import_clip
+clip = import_clip()
+assert "torchvision" not in sys.modules and "pkg_resources" not in sys.modules
+assert clip.tokenize("seven").shape == (1, 77)
+from PIL import Image
+image = clip.clip._transform(224)(Image.new("RGB", (300, 400), "white"))
+assert image.shape == (3, 224, 224) and 1.9 < image.mean() < 2.2
+import torchvision.transforms
+assert torchvision.transforms.Compose is not None
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

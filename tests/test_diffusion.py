@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import a0_uncond
 import a1_cond
@@ -42,6 +43,8 @@ class FakeRun:
     def __init__(self, script, steps, batch_size=64):
         self.n, self.losses, self.device = steps, [], torch.device("cpu")
         self.config = script.Config(lr=1e-3, batch_size=batch_size, train_steps=steps)
+        self.batch_size, self.scaler = batch_size, torch.amp.GradScaler("cpu", enabled=False)
+        self.parallel = lambda model: model
         self.config.classes = datasets.DIGITS
         self.encoder, self.encode = argparse.Namespace(dim=8), lambda texts: unit(len(texts))
 
@@ -389,3 +392,35 @@ def test_attention_reaches_every_position():
     x = torch.randn(1, 96, 7, 7, requires_grad=True)
     attention(x)[0, :, 0, 0].sum().backward()
     assert (x.grad.abs().sum(1) > 0).all()
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for its GPU: numbers and shapes that depend on data."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in WAITING:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+aten = torch.ops.aten
+WAITING = aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan])
+def test_a_training_step_never_waits_for_the_device(script, scaled):
+    run, unconditional = FakeRun(script, steps=3, batch_size=8), script is a0_uncond
+    run.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    network = getattr(script, "UNet", None) or script.Generator
+    model = network(run.config, *[8][: not unconditional])
+    with Waits() as waits:
+        script.train(run, model, copy.deepcopy(model))
+    assert len(run.losses) == 3 and waits.found == []
+    with waits:
+        float(run.losses[0][[*run.losses[0]][0]])
+    assert waits.found == ["aten._local_scalar_dense.default"]

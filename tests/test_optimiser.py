@@ -96,3 +96,27 @@ def test_bfloat16_only_where_the_processor_has_it(monkeypatch, known):
 def test_the_full_models_weights_are_fit_to_ship():
     model = a4_full.UNet(a4_full.Config(), 512)
     assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
+
+
+def test_a_scaler_changes_nothing_but_at_an_overflow_where_only_momentum_moves():
+    both = layers(), layers()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(3):
+        for weights in zip(both[0][0], both[1][0]):
+            gradient = torch.randn_like(weights[0])
+            weights[0].grad, weights[1].grad = gradient, gradient * scaler.get_scale()
+        if step == 2:
+            before = [weight.detach().clone() for weight in both[1][0]]
+            both[1][0][2].grad[0, 0] = torch.inf
+        else:
+            both[0][1].step()
+        scaler.scale(torch.ones(()))  # as for a loss
+        scaler.step(both[1][1])
+        scaler.update()
+        if step < 2:
+            for plain, scaled in zip(both[0][0], both[1][0]):
+                assert (plain - scaled).abs().max() < 1e-5
+    assert scaler.get_scale() == 2.0**9, "the scale is halved"
+    moved = [(new - old).abs().max() for old, new in zip(before, both[1][0])]
+    assert moved[0] > 1e-3 and moved[1:] == [0, 0, 0]
+    assert all(weight.isfinite().all() for weight in both[1][0])

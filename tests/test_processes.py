@@ -140,7 +140,9 @@ def test_one_process_learns_as_fast_and_goes_on_with_what_two_began(two, here, t
 
 def test_a_gan_by_two_processes(torchrun, tmp_path):
     """Two networks, gradients of gradients; and a process that finds nothing left to draw."""
-    process = torchrun(2, "cgan", "--train-steps 20 --batch-size 8 --samples 4 --clip tiny", tmp_path)
+    process = torchrun(
+        2, "cgan", "--train-steps 20 --batch-size 8 --samples 4 --clip tiny", tmp_path
+    )
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     assert [row["step"] for row in losses(tmp_path, "cgan")] == ["20"]

@@ -21,7 +21,7 @@ TREES = {
 }
 FLOORS = [  # from the ground up; a module imports from floors below its own, or acyclically beside
     {"kit.base", "kit.__init__"},
-    {"kit.datasets", "kit.flags", "kit.muon"},
+    {"kit.datasets", "kit.flags", "kit.muon", "kit.processes"},
     {"kit.images", "kit.quickdraw", "kit.clip"},
     {"kit.tiny_clip", "kit.judge", "kit.run"},
     {"kit.encoders", "kit.samples", "kit.pictures", "kit.metrics"},
@@ -82,7 +82,7 @@ def test_a_script_loads_nothing_that_it_does_not_use():
     code = "import sys, a0_uncond; print(*[x for x in sys.modules if x.startswith('kit.')], *"
     code += "{'clip', 'pandas', 'torchvision', 'evaluate'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    names = "base datasets flags images run samples pictures encoders muon"
+    names = "base datasets flags images run samples pictures encoders muon processes"
     assert {*done.stdout.split()} == {f"kit.{name}" for name in names.split()}, done.stderr
 
 

@@ -92,7 +92,7 @@ LOST += "the same command goes on from the last checkpoint"
 
 def end(message: str, code: int) -> None:
     if message:
-        print(message, file=sys.__stderr__)
+        print(message, file=sys.__stderr__ if RANK > 0 else sys.stderr)  # see processes.join()
     sys.exit(code)
 
 

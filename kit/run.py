@@ -140,12 +140,15 @@ class Run:
         """-> training images uint8 (N, 28, 28), labels int64 (N,), both on the device.
 
         common.to_images makes float32 in [-1, 1] of a batch. From here on config.json tells what
-        the run learns from, and batch_size is this process's share.
+        the run learns from; batch_size and the images are this process's share.
         """
         self.batch_size = processes.share_of(self.config.batch_size)
         with processes.in_turn():
             pixels, labels, source = load_dataset(self.config)
         self.begin(data_source=source, image_count=len(pixels), **self.facts)
+        if processes.COUNT > 1:  # each learns from images of its own: so more of them find room
+            mine = slice(processes.RANK, None, processes.COUNT)
+            pixels, labels = pixels[mine].clone(), labels[mine].clone()
         return pixels.to(self.device), labels.to(self.device)
 
     def drawn_alike(self) -> bool:

@@ -130,6 +130,14 @@ def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google): 
         if program == "pip" or command in ("python -m pytest", *done):
             continue  # .ci/run, or was run
         done.add(command)
+        if program == "torchrun":
+            number, script, *flags = [script, *flags]
+            line = [sys.executable, "-m", "torch.distributed.run", "--standalone", number]
+            line += [str(ROOT / script), *small(script, [word for word in flags if word])]
+            line += ["--out", "by_two"]
+            ran = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+            assert ran.returncode == 0, ran.stderr
+            continue
         if program != "python" or script == "colab/build.py":
             made_by_runs = program == "mkdir" or "results" in command
             line = command.replace("python", sys.executable)

@@ -28,9 +28,11 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, data_args
 from test_diffusion import FakeRun
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import common
 from kit import judge, samples
@@ -89,32 +91,56 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def products(n: int, device: torch.device, dtype: torch.dtype) -> list:
+    """Ways to compute one product of two (n, n): PyTorch's, and as a convolution of 1 x 1.
+
+    On a CPU another library does the second, and on some processors it is twice as fast.
+    """
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    image, weight = a.view(1, n, n // 32, 32), b.view(n, n, 1, 1)
+    return [lambda: a @ b, lambda: F.conv2d(image, weight)]
+
+
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """GFLOP/s of the best of some large matrix products."""
     best = 0.0
-    for n in (1024, 2048, 4096):
-        a, b = torch.randn(2, n, n, device=device).to(dtype)
-        for _ in range(4):
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()  # waits for a GPU
-            best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
+    for n in (1024, 2048):
+        for product in products(n, device, dtype):
+            for _ in range(4):
+                start = time.perf_counter()
+                product().view(-1)[0].item()  # waits for a GPU
+                best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
     return best
 
 
-def peaks(report: Report, device: torch.device) -> dict[str, float]:
-    threads = torch.get_num_threads()
+def peaks(device: torch.device) -> dict[str, float]:
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return {name: peak(device, dtype) for name, dtype in kinds.items()}
+
+
+def machine(report: Report, device: torch.device) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     more = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "processor": name}
-    report.add("threads", threads, "", **more)
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        precision = str(dtype).removeprefix("torch.")
-        found[precision] = peak(device, dtype)
-        report.add("matrix product", found[precision], "GFLOP/s", precision=precision)
-    return found
+    report.add("threads", torch.get_num_threads(), "", **more)
+    for precision, speed in peaks(device).items():
+        report.add("matrix product", speed, "GFLOP/s", precision=precision)
 
 
 # ── The scripts ──
+
+
+class Work(TorchDispatchMode):
+    """Counts floating-point operations of matrix products and convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=result) if count else 0
+        return result
 
 
 def work(script) -> float:
@@ -123,9 +149,10 @@ def work(script) -> float:
     batch = script.Config.batch_size
     run = FakeRun(script, steps=1, batch_size=batch)
     text = [8] if "prompt" in script.Config.__dataclass_fields__ else []
-    with FlopCounterMode(display=False) as counter:
-        script.train(run, network(run.config, *text), network(run.config, *text))
-    return counter.get_total_flops() / batch / 1e9
+    model, ema = (network(run.config, *text) for _ in range(2))
+    with Work() as counter:
+        script.train(run, model, ema)
+    return counter.flops / batch / 1e9
 
 
 def command(name: str, out: Path, device: str, in_float32: bool, *flags: str) -> str:
@@ -144,8 +171,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def measure(report: Report, name: str, config: Config, limits: dict[str, float]) -> None:
-    """Training as the script trains here, and in float32; sampling; memory."""
+def measure(report: Report, name: str, config: Config) -> None:
+    """Training as the script trains here, and in float32; sampling; memory.
+
+    The peak is measured anew before and after each: a processor's speed changes within minutes.
+    """
     script = import_module(name)
     guided, each = hasattr(script.Config, "interval") and script.Config.interval, work(script)
     flags = ["--train-steps", str(STEPS), "--samples", str(SAMPLES)]
@@ -154,7 +184,9 @@ def measure(report: Report, name: str, config: Config, limits: dict[str, float])
     for in_float32 in (True, False):
         out = config.out / "benchmark" / ("float32" if in_float32 else "default")
         shutil.rmtree(out / "mnist" / name, ignore_errors=True)
+        before = peaks(pick_device(config.device))
         command(name, out, config.device, in_float32, *flags)
+        after = peaks(pick_device(config.device))
         folder = out / "mnist" / name
         half = json.loads((folder / "config.json").read_text())["autocast"]
         used = half.removeprefix("torch.") if half != "None" and name != "cgan" else "float32"
@@ -163,7 +195,8 @@ def measure(report: Report, name: str, config: Config, limits: dict[str, float])
         log = [float(row["images_per_second"]) for row in rows(folder / "metrics" / "loss.csv")]
         speed = statistics.median(log[1:])  # the first row warms up
         more = {"script": name, "precision": used}
-        share = f"{speed * each / limits.get(used, limits['bfloat16']):.1%}"
+        limit = max(x["float32" if used == "float32" else "bfloat16"] for x in (before, after))
+        share = f"{speed * each / limit:.0%}"
         report.add("training", speed, "images/s", **more, share_of_peak=share)
         table = rows(folder / "metrics" / "performance.csv")
         report.add("peak memory", float(table[-1]["peak_memory_mb"]), "MB", **more)
@@ -247,9 +280,9 @@ def training_until(report: Report, config: Config) -> None:
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
     report = Report(config.out / "benchmark.jsonl", peer_speeds(config.peers))
-    limits = peaks(report, pick_device(config.device))
+    machine(report, pick_device(config.device))
     for name in config.scripts.split(","):
-        measure(report, name, config, limits)
+        measure(report, name, config)
     if "a4_full" in config.scripts.split(","):
         first_picture(report, config)
         training_until(report, config)

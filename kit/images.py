@@ -16,19 +16,22 @@ EMBEDDED = {  # split -> 5,000 digits of MNIST's, 500 of each; not there in a no
 }
 
 
-def load_dataset(config, split: str = "train") -> tuple[torch.Tensor, torch.Tensor, str]:
+def load_dataset(config, split: str = "train", keep=slice(None)):
     """split train or test -> pixels uint8 (N, 28, 28), labels int64 (N,), where they come from.
 
-    config says dataset, data_dir and which images of it. UserError if they cannot be had. Nothing
-    here is ever trained on test images.
+    config says dataset, data_dir and which images of it; keep, which of these. UserError if they
+    cannot be had. Nothing here is ever trained on test images.
     """
-    if config.dataset == "mnist":
-        return mnist(config.data_dir, split)
-    if config.dataset == "emnist":
-        return emnist(config.data_dir, split, config.emnist_split)
-    from kit.quickdraw import quickdraw
+    if config.dataset == "quickdraw":  # of which there are so many that the others are not read
+        from kit.quickdraw import quickdraw
 
-    return *quickdraw(config.data_dir, split, config.classes, config.per_class), "QuickDraw"
+        found = quickdraw(config.data_dir, split, config.classes, config.per_class, keep)
+        return *found, "QuickDraw"
+    if config.dataset == "mnist":
+        pixels, labels, source = mnist(config.data_dir, split)
+    else:
+        pixels, labels, source = emnist(config.data_dir, split, config.emnist_split)
+    return pixels[keep].contiguous(), labels[keep].contiguous(), source
 
 
 def to_images(pixels: torch.Tensor) -> torch.Tensor:

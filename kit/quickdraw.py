@@ -18,10 +18,14 @@ from kit.base import Progress, UserError, one_line, reachable, reading, writing
 
 HOST = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
 AT_ONCE = 4  # downloads
+AGAIN = "delete it and it will be fetched again"
 
 
-def quickdraw(root: Path, split: str, classes: list[str], per_class: int):
-    """-> pixels uint8 (N, 28, 28), labels (N,). Of the first per_class, every tenth is in test."""
+def quickdraw(root: Path, split: str, classes: list[str], per_class: int, keep=slice(None)):
+    """-> pixels uint8 (N, 28, 28), labels (N,). Of the first per_class, every tenth is in test.
+
+    keep: which ones of each class.
+    """
     paths = {name: root / "quickdraw" / f"{name}.npy" for name in classes}
     lacking = {}  # name -> bytes
     for name, path in paths.items():
@@ -31,11 +35,12 @@ def quickdraw(root: Path, split: str, classes: list[str], per_class: int):
     if lacking:
         fetch_categories(paths, lacking, per_class)
     # One array from the start: the parts and their concatenation would take twice the memory.
-    pixels = np.empty((len(paths) * per_class, 28, 28), np.uint8)
+    most = sum(rows_wanted(path, per_class) for path in paths.values())
+    pixels = np.empty((most, 28, 28), np.uint8)
     sizes, end = [], 0
     for path in paths.values():
         images = read_bitmaps(path, per_class)
-        images = images[(np.arange(len(images)) % 10 == 9) == (split == "test")]
+        images = images[(np.arange(len(images)) % 10 == 9) == (split == "test")][keep]
         pixels[end : end + len(images)] = images
         sizes.append(len(images))
         end += len(images)
@@ -69,9 +74,15 @@ def promised(path: Path) -> int:
     return start + 784 * rows
 
 
+def rows_wanted(path: Path, n: int) -> int:
+    """How many of n there are, by its header. UserError if that is damaged."""
+    with reading(path, AGAIN):
+        return min(npy_size(path)[1], n)
+
+
 def read_bitmaps(path: Path, n: int) -> np.ndarray:
     """-> uint8 (n, 28, 28), or fewer: the file may be a beginning, which np.load would refuse."""
-    with reading(path, "delete it and it will be fetched again"):
+    with reading(path, AGAIN):
         start, rows = npy_size(path)
         pixels = np.fromfile(path, np.uint8, 784 * min(rows, n), offset=start)
         return pixels.reshape(-1, 28, 28)

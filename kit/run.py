@@ -143,12 +143,11 @@ class Run:
         the run learns from; batch_size and the images are this process's share.
         """
         self.batch_size = processes.share_of(self.config.batch_size)
+        keep = slice(processes.RANK, None, processes.COUNT)  # so that more of them find room
         with processes.in_turn():
-            pixels, labels, source = load_dataset(self.config)
-        self.begin(data_source=source, image_count=len(pixels), **self.facts)
-        if processes.COUNT > 1:  # each learns from images of its own: so more of them find room
-            mine = slice(processes.RANK, None, processes.COUNT)
-            pixels, labels = pixels[mine].clone(), labels[mine].clone()
+            pixels, labels, source = load_dataset(self.config, keep=keep)
+        (mean,) = processes.mean([len(pixels)])
+        self.begin(data_source=source, image_count=round(mean * processes.COUNT), **self.facts)
         return pixels.to(self.device), labels.to(self.device)
 
     def drawn_alike(self) -> bool:

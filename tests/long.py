@@ -27,7 +27,7 @@ if {images}:
     pixels = torch.randint(256, ({images}, 28, 28), dtype=torch.uint8)
     data = pixels, torch.arange({images}) % 10, "made-up"
     import kit.run
-    kit.run.load_dataset = lambda config: data
+    kit.run.load_dataset = lambda config, keep: data
 common.cli(a4_full.main)
 """
 

@@ -384,3 +384,20 @@ def test_real_bitmaps_are_upright_white_on_black(google, tmp_path):
     top, bottom = rainbow[4:12, 10:18].mean(), rainbow[18:26, 10:18].mean()
     assert top > bottom + 13, "the arch is at the top"
     assert set(google.requests) == {(name, 0, 127 + 784 * 5000) for name in google.files}
+
+
+def test_each_process_keeps_its_share_of_every_class(tmp_path):
+    folder = tmp_path / "quickdraw"
+    folder.mkdir()
+    for name, n in (("cat", 40), ("train", 31)):
+        (folder / f"{name}.npy").write_bytes(npy(doodles(name, n)))
+    whole = quickdraw.quickdraw(tmp_path, "train", ["cat", "train"], 100)
+    parts = [
+        quickdraw.quickdraw(tmp_path, "train", ["cat", "train"], 100, slice(rank, None, 3))
+        for rank in range(3)
+    ]
+    assert sum(len(pixels) for pixels, _ in parts) == len(whole[0]) == 36 + 28
+    for label in (0, 1):
+        of_class = whole[0][whole[1] == label]
+        for rank, (pixels, labels) in enumerate(parts):
+            assert torch.equal(pixels[labels == label], of_class[rank::3])

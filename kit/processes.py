@@ -95,11 +95,12 @@ def mean(values: list[float]) -> list[float]:
 @contextlib.contextmanager
 def in_turn():
     """What may fetch or make files: one process of each machine first, the others find them."""
-    if COUNT > 1 and LOCAL_RANK > 0:
-        dist.barrier()
+    together = COUNT > 1 and dist.is_initialized()  # evaluate.py, say, joins nobody
+    if together and LOCAL_RANK > 0:
+        mean([0.0])  # waits for all
     yield
-    if COUNT > 1 and LOCAL_RANK == 0:
-        dist.barrier()
+    if together and LOCAL_RANK == 0:
+        mean([0.0])
 
 
 def share_of(batch_size: int) -> int:

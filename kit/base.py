@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -64,18 +65,19 @@ def cli(main) -> None:
     """
     try:
         main()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if joined():
             torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
-        end("\nstopped; the same command without --fresh goes on from here", 130)
+        end("\nstopped; the same command without --fresh goes on from here", 130, RANK == 0)
     except PeerLost:
-        end(LOST if RANK == 0 else "", 143)
+        end(LOST, 143, RANK == 0)
     except UserError as error:
         wait_for_the_first()
         end(f"error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
-        if re.search("Connection (closed|reset)|Broken pipe|NCCL|ncclRemote", str(error)):
-            end(LOST, 143)
+        lost = "Connection (closed|reset)|Broken pipe|NCCL|peer GPU memory"
+        if joined() and re.search(lost, str(error)):
+            end(f"{LOST} ({one_line(error)})", 143)
         wait_for_the_first()
         memory = re.search("out of memory|can't allocate memory", str(error))
         if not memory and not isinstance(error, MemoryError):
@@ -90,8 +92,14 @@ LOST = f"error: process {RANK}: another process of this run has ended, or torchr
 LOST += "the same command goes on from the last checkpoint"
 
 
-def end(message: str, code: int) -> None:
-    if message:
+def joined() -> bool:
+    """Whether this process has met others, see kit/processes.py."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def end(message: str, code: int, aloud: bool = True) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # on the way out nothing shall be raised
+    if aloud:
         print(message, file=sys.__stderr__ if RANK > 0 else sys.stderr)  # see processes.join()
     sys.exit(code)
 
@@ -102,6 +110,7 @@ def wait_for_the_first() -> None:
     Within this time torchrun, which sees that one end, ends this one.
     """
     if RANK > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)
         sys.stderr = sys.__stderr__
 

@@ -22,7 +22,7 @@ def load_dataset(config, split: str = "train", keep=slice(None)):
     config says dataset, data_dir and which images of it; keep, which of these. UserError if they
     cannot be had. Nothing here is ever trained on test images.
     """
-    if config.dataset == "quickdraw":  # of which there are so many that the others are not read
+    if config.dataset == "quickdraw":  # of which there may be so many that not all find room
         from kit.quickdraw import quickdraw
 
         found = quickdraw(config.data_dir, split, config.classes, config.per_class, keep)

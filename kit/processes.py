@@ -1,7 +1,7 @@
 """Several processes that train one model: torchrun starts them, torch.distributed joins them.
 
 The first of them, of rank 0, is the one that reads and writes the run's folder. Without torchrun
-there is one process, and nothing here does anything.
+there is one process, and nothing here waits for others.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import inspect
 import os
 import signal
 import sys
+import threading
+import time
 import zlib
 from datetime import timedelta
 
@@ -17,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.base import RANK, PeerLost, UserError
+from kit.base import LOST, RANK, PeerLost, UserError
 
 COUNT = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's, as RANK
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # on this machine
-TIMEOUT = timedelta(hours=2)  # of a wait for others, who may be fetching 540 MB
+TIMEOUT = timedelta(days=1)  # of a wait for others, who may be fetching 39 GB
 
 
 def device_name(name: str) -> str:
@@ -30,6 +32,8 @@ def device_name(name: str) -> str:
         raise UserError(
             f"--device {name} is one device for {COUNT} processes; leave out its number"
         )
+    if COUNT > 1 and name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name} cannot train by several processes; cpu and cuda can")
     if COUNT > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{LOCAL_RANK}"
     return name
@@ -49,7 +53,7 @@ def keep_memory() -> None:
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes, once. Only the first one's messages are shown from here on."""
+    """Meet the other processes, once. From here on only the first one tells what it does."""
     if COUNT == 1 or dist.is_initialized():
         return
     nccl = device.type == "cuda" and dist.is_nccl_available()
@@ -57,12 +61,31 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
     signal.signal(signal.SIGTERM, stopped)  # torchrun sends it to all as soon as one has ended
+    if nccl:
+        end_when_stuck()
     if RANK > 0:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
 
 def stopped(*_) -> None:
     raise PeerLost
+
+
+def end_when_stuck() -> None:
+    """A process that waits for its GPU does not come to stopped(): a thread of its own ends it."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)  # a signal's number is written there as soon as it comes
+
+    def watch() -> None:
+        while os.read(reading, 1)[0] != signal.SIGTERM:
+            pass
+        time.sleep(2)
+        if RANK == 0:
+            print(LOST, file=sys.stderr)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def from_first(make):
@@ -94,13 +117,24 @@ def mean(values: list[float]) -> list[float]:
 
 @contextlib.contextmanager
 def in_turn():
-    """What may fetch or make files: one process of each machine first, the others find them."""
+    """What may fetch or make files: first by the first process, then by one of each other machine,
+    which may share its disk or not, then by all others, which find them.
+    """
+    turn = 0 if RANK == 0 else 1 if LOCAL_RANK == 0 else 2
     together = COUNT > 1 and dist.is_initialized()  # evaluate.py, say, joins nobody
-    if together and LOCAL_RANK > 0:
+    for _ in range(turn if together else 0):
         mean([0.0])  # waits for all
     yield
-    if together and LOCAL_RANK == 0:
+    for _ in range(2 - turn if together else 0):
         mean([0.0])
+
+
+def check_alike(what: str, value) -> None:
+    """UserError if this process has another value than the first one: a model of two minds."""
+    first = from_first(lambda: value)
+    if value != first:
+        where = f"process {RANK} has {what} {value}, the first one {first}"
+        raise UserError(f"{where}; give all machines the same files")
 
 
 def share_of(batch_size: int) -> int:

@@ -98,6 +98,7 @@ class Run:
             self.facts["text_encoder"] = self.encoder.name
             self.facts["text_encoder_crc32"] = self.encoder.crc32
         self.check(**self.facts)
+        processes.check_alike("text encoder (CRC-32)", self.facts["text_encoder_crc32"])
 
     def encode(self, texts: list[str]) -> torch.Tensor:
         """-> (n, dim) on the device, by the script's encoder; see encode_once()."""
@@ -111,10 +112,10 @@ class Run:
                     module.load_state_dict(self.checkpoint[name])
 
     def half(self) -> torch.dtype | None:
-        """bfloat16 or float16, whichever the device is fast in; None if it is fast in neither.
+        """What convolutions and matrix products of training work in; None for float32.
 
-        A GPU from 2020 on works in bfloat16 (compute capability 8), an older one in float16; a CPU
-        has fast bfloat16 with AVX-512 BF16 or AMX.
+        A GPU from 2020 on works in bfloat16 (compute capability 8), an older one in float16, a CPU
+        in bfloat16 where that is fast: with AVX-512 BF16 or AMX.
         """
         if self.device.type == "cuda":
             newer = torch.cuda.get_device_capability(self.device) >= (8, 0)
@@ -146,6 +147,7 @@ class Run:
         keep = slice(processes.RANK, None, processes.COUNT)  # so that more of them find room
         with processes.in_turn():
             pixels, labels, source = load_dataset(self.config, keep=keep)
+        processes.check_alike("data source", source)
         (mean,) = processes.mean([len(pixels)])
         self.begin(data_source=source, image_count=round(mean * processes.COUNT), **self.facts)
         return pixels.to(self.device), labels.to(self.device)
@@ -175,7 +177,7 @@ class Run:
             "has_guidance": config.has_guidance,
             "device": str(self.device),
             "processes": processes.COUNT,
-            "autocast": str(self.half()),
+            "autocast": str(None if config.family == "GAN" else self.half()),
             "git_revision": git_revision(),
             "python": sys.version.split()[0],
             "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -207,7 +209,7 @@ class Run:
         if self.step:
             print(f"{self.folder}: going on from step {self.step} of {total}", file=sys.stderr)
             self.load(**modules)
-            rows = self.earlier_losses()
+            rows = self.earlier_losses() if processes.RANK == 0 else []
         self.restore_rng()
         bar = Progress(desc="training", total=total * batch, initial=self.step * batch)
         saved = start = time.perf_counter()
@@ -272,8 +274,10 @@ class Run:
         torch.manual_seed(processes.own_seed(self.config.seed, self.step))
         if self.step:
             with reading(self.last, "--fresh starts over"):
-                mine = self.checkpoint["rng"][processes.RANK :][:1]
-                for state in mine:
+                states = self.checkpoint["rng"]
+                if "random" in states:  # as a checkpoint of an earlier version has it
+                    states = [{"cpu": states["random"], **states}]
+                for state in states[processes.RANK :][:1]:
                     set_random_states(self.device, state)
 
 

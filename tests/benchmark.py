@@ -115,6 +115,8 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def peaks(device: torch.device) -> dict[str, float]:
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if device.type == "cuda":
+        kinds["float16"] = torch.float16
     return {name: peak(device, dtype) for name, dtype in kinds.items()}
 
 
@@ -189,13 +191,13 @@ def measure(report: Report, name: str, config: Config) -> None:
         after = peaks(pick_device(config.device))
         folder = out / "mnist" / name
         half = json.loads((folder / "config.json").read_text())["autocast"]
-        used = half.removeprefix("torch.") if half != "None" and name != "cgan" else "float32"
+        used = half.removeprefix("torch.") if half != "None" else "float32"
         if not in_float32 and used == "float32":
             continue
         log = [float(row["images_per_second"]) for row in rows(folder / "metrics" / "loss.csv")]
         speed = statistics.median(log[1:])  # the first row warms up
         more = {"script": name, "precision": used}
-        limit = max(x["float32" if used == "float32" else "bfloat16"] for x in (before, after))
+        limit = max(before[used], after[used])
         share = f"{speed * each / limit:.0%}"
         report.add("training", speed, "images/s", **more, share_of_peak=share)
         table = rows(folder / "metrics" / "performance.csv")

@@ -1,5 +1,6 @@
 """torchrun: two processes train as one does, die together, go on in another number; devices."""
 
+import argparse
 import contextlib
 import csv
 import os
@@ -173,6 +174,15 @@ def test_several_gpus_one_each(monkeypatch):
     assert processes.device_name("cpu") == "cpu"
     with pytest.raises(base.UserError, match="cuda:1 is one device for 4"):
         processes.device_name("cuda:1")
+    with pytest.raises(base.UserError, match="mps cannot train by several processes"):
+        processes.device_name("mps")
+
+
+@pytest.mark.parametrize(("capability", "half"), [((7, 5), "float16"), ((9, 0), "bfloat16")])
+def test_a_gpu_trains_in_the_half_precision_that_it_is_made_for(monkeypatch, capability, half):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    of_run = argparse.Namespace(device=torch.device("cuda:0"))
+    assert str(run.Run.half(of_run)) == f"torch.{half}"
 
 
 class FakeGenerator:
@@ -218,6 +228,23 @@ def test_a_run_that_goes_on_elsewhere_repeats_no_noise(here, tmp_path, monkeypat
     torch.save(checkpoint, last)
     here(f"{flags} 40", tmp_path)
     assert len(seeds) == 3 and seeds[1] == 0 and seeds[2] not in (0, 1)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_random_state(monkeypatch):
+    known, device = torch.get_rng_state(), torch.device("cpu")
+    old = {"rng": {"random": known, "cuda": torch.zeros(16, dtype=torch.uint8)}}
+    of_run = argparse.Namespace(step=20, device=device, checkpoint=old, last="last.pt")
+    of_run.config = argparse.Namespace(seed=0)
+    torch.rand(5)
+    run.Run.restore_rng(of_run)
+    assert torch.equal(torch.get_rng_state(), known)
+
+
+def test_processes_with_other_data_or_texts_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "from_first", lambda make: "torchvision")
+    processes.check_alike("data source", "torchvision")
+    with pytest.raises(base.UserError, match="has data source embedded, the first one torchvision"):
+        processes.check_alike("data source", "embedded")
 
 
 # ── Half precision ──

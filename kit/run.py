@@ -211,26 +211,25 @@ class Run:
             self.load(**modules)
             rows = self.earlier_losses() if processes.RANK == 0 else []
         self.restore_rng()
-        bar = Progress(desc="training", total=total * batch, initial=self.step * batch)
         saved = start = time.perf_counter()
-        while self.step < total:
-            yield self.step
-            self.step += 1
-            seconds = time.perf_counter() - start
-            alone = processes.COUNT == 1  # several must do this at the same step
-            if self.step % self.LOG_EVERY and self.step < total and (seconds < 30 or not alone):
-                continue
-            due = time.perf_counter() - saved > self.SAVE_EVERY or self.step == total
-            row, due = self.loss_row(due)  # waits for the device, so the time is taken after it
-            images, seconds = len(self.losses) * batch, time.perf_counter() - start
-            rows.append(row | {"images_per_second": f"{images / seconds:.4g}"})
-            bar.update(images)
-            if due:
-                self.save_checkpoint(modules, rows)
-                saved = time.perf_counter()
-            self.losses, start = [], time.perf_counter()
-            bar.set_postfix(list(rows[-1].items())[1:-1], refresh=False)
-        bar.close()
+        with Progress(desc="training", total=total * batch, initial=self.step * batch) as bar:
+            while self.step < total:
+                yield self.step
+                self.step += 1
+                seconds = time.perf_counter() - start
+                alone = processes.COUNT == 1  # several must do this at the same step
+                if self.step % self.LOG_EVERY and self.step < total and (seconds < 30 or not alone):
+                    continue
+                due = time.perf_counter() - saved > self.SAVE_EVERY or self.step == total
+                row, due = self.loss_row(due)  # waits for the device, so the time is taken after it
+                images, seconds = len(self.losses) * batch, time.perf_counter() - start
+                rows.append(row | {"images_per_second": f"{images / seconds:.4g}"})
+                bar.update(images)
+                if due:
+                    self.save_checkpoint(modules, rows)
+                    saved = time.perf_counter()
+                self.losses, start = [], time.perf_counter()
+                bar.set_postfix(list(rows[-1].items())[1:-1], refresh=False)
 
     def loss_row(self, due: bool) -> tuple[dict, bool]:
         """-> the means of the losses since the last row, whether the first process finds a

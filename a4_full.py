@@ -88,9 +88,10 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # (B, heads, HW, C / heads) each
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+        q, k, v = qkv.unbind(1)  # (B, heads, C / heads, HW) each
+        weights = (q.mT @ (k / math.sqrt(C // self.heads))).softmax(-1)  # (B, heads, HW, HW)
+        h = v @ weights.mT  # Vaswani et al. Eq. 1; with each vector a column, not a row
+        return x + self.out(h.reshape(B, C, H, W))
 
 
 class UNet(nn.Module):

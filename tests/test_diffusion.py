@@ -424,3 +424,13 @@ def test_a_training_step_never_waits_for_the_device(script, scaled):
     with waits:
         float(run.losses[0][[*run.losses[0]][0]])
     assert waits.found == ["aten._local_scalar_dense.default"]
+
+
+def test_attention_is_the_softmax_of_scaled_products_with_several_heads():
+    torch.manual_seed(0)
+    layer, x = a4_full.Attention(16), torch.randn(3, 16, 5, 7)
+    torch.nn.init.normal_(layer.out.weight)
+    qkv = layer.qkv(layer.norm(x)).view(3, 3, 4, 4, 35).transpose(-1, -2)
+    h = torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(1))
+    wanted = x + layer.out(h.transpose(-1, -2).reshape(3, 16, 5, 7))
+    assert (layer(x) - wanted).abs().max() < 1e-5

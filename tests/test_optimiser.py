@@ -107,7 +107,7 @@ def test_a_scaler_changes_nothing_but_at_an_overflow_where_only_momentum_moves()
             weights[0].grad, weights[1].grad = gradient, gradient * scaler.get_scale()
         if step == 2:
             before = [weight.detach().clone() for weight in both[1][0]]
-            both[1][0][2].grad[0, 0] = torch.inf
+            both[1][0][0].grad[0, 0, 0, 0] = torch.inf
         else:
             both[0][1].step()
         scaler.scale(torch.ones(()))  # as for a loss

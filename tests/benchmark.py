@@ -8,7 +8,7 @@ Rows are printed, and added to results/benchmark.jsonl as a line of JSON each. A
 and sampling are those of its own command, in a few steps; the share of the peak counts the
 arithmetic of a whole step, optimiser included. Nothing else should run meanwhile. --peers takes a
 Markdown table whose row of "the peer" has training images/s in its third column and samples/s in
-its fourth.
+its fourth. It needs the packages of the tests (README).
 """
 
 import copy
@@ -36,7 +36,7 @@ from torch.utils.flop_counter import flop_registry
 
 import common
 from kit import judge, samples
-from kit.base import cli, pick_device
+from kit.base import UserError, cli, pick_device, reading
 from kit.flags import Flags, flag
 
 SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
@@ -52,6 +52,11 @@ class Config(Flags):
     peers: Path | None = flag(None, "a Markdown table with the speed of another project")
     device: str = flag("auto", "cpu, cuda, ...")
     out: Path = flag(Path("results"), "where benchmark.jsonl and the runs go")
+
+    def check(self) -> None:
+        wrong = {*self.scripts.split(",")} - {*SCRIPTS}
+        if wrong:
+            raise UserError(f"--scripts {sorted(wrong)[0]}: some of {','.join(SCRIPTS)}")
 
 
 class Report:
@@ -76,10 +81,11 @@ def peer_speeds(path: Path | None) -> dict[str, float]:
     """From the row of "the peer": its training and sampling in images/s."""
     if path is None:
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    row = next(line for line in lines if line.startswith("|") and '"the peer"' in line)
-    cells = [re.search(r"\d[\d.]*", cell) for cell in row.split("|")[3:5]]
-    return dict(zip(("training", "sampling, guided"), (float(cell[0]) for cell in cells)))
+    with reading(path, 'it has no table with a row of "the peer"'):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        (row,) = [line for line in lines if line.startswith("|") and '"the peer"' in line]
+        cells = [re.search(r"\d[\d.]*", cell) for cell in row.split("|")[3:5]]
+        return dict(zip(("training", "sampling, guided"), (float(cell[0]) for cell in cells)))
 
 
 # ── The machine ──
@@ -198,7 +204,7 @@ def measure(report: Report, name: str, config: Config) -> None:
         speed = statistics.median(log[1:])  # the first row warms up
         more = {"script": name, "precision": used}
         limit = max(before[used], after[used])
-        share = f"{speed * each / limit:.0%}"
+        share = round(speed * each / limit, 3)
         report.add("training", speed, "images/s", **more, share_of_peak=share)
         table = rows(folder / "metrics" / "performance.csv")
         report.add("peak memory", float(table[-1]["peak_memory_mb"]), "MB", **more)
@@ -276,7 +282,7 @@ def training_until(report: Report, config: Config) -> None:
         report.add(what, float("nan"), "s", **more)
     except Found as found:
         seconds, step, share = found.args
-        report.add(what, seconds, "s", **more, at_step=step, share=f"{share:.1%}")
+        report.add(what, seconds, "s", **more, at_step=step, share=round(share, 3))
 
 
 def main(argv: list[str] | None = None) -> None:

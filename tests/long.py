@@ -4,7 +4,8 @@ python tests/long.py processes     two processes of one thread each against one:
 python tests/long.py images        the same cost for each image with 5,000 and with 60,000 of them
 python tests/long.py drawings      memory with 345 categories of 5,000 made-up drawings
 
-Each prints what it measured, and fails where a promise is broken.
+Each prints what it measured, and fails where a promise is broken. They need the packages of the
+tests (README).
 """
 
 import csv

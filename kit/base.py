@@ -75,8 +75,9 @@ def cli(main) -> None:
         wait_for_the_first()
         end(f"error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
-        lost = "Connection (closed|reset)|Broken pipe|NCCL|peer GPU memory"
-        if joined() and re.search(lost, str(error)):
+        if joined() and re.search("Connection (closed|reset)|Broken pipe", str(error)):
+            end(LOST, 143)
+        if joined() and re.search("NCCL|peer GPU memory", str(error)):  # it may have other reasons
             end(f"{LOST} ({one_line(error)})", 143)
         wait_for_the_first()
         memory = re.search("out of memory|can't allocate memory", str(error))

@@ -68,7 +68,10 @@ class Run:
             return None
         with reading(self.last, "--fresh starts over"):
             checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-            return {"config": checkpoint["config"], "step": checkpoint["step"], **checkpoint}
+            missing = {"config", "step", "rng"} - set(checkpoint)
+            if missing:
+                raise ValueError(f"no {min(missing)} in it")
+            return checkpoint
 
     def take_over_choices(self) -> None:
         """For --prompt: what no flag says is as in training. UserError without a training."""

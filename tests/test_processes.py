@@ -156,6 +156,33 @@ def test_bad_input_to_several_is_said_once(torchrun, tmp_path):
     assert f'File "{ROOT}' not in output and not (tmp_path / "results").exists()
 
 
+STUCK = """
+import ctypes, signal
+from kit import processes
+signal.signal(signal.SIGTERM, processes.stopped)
+processes.end_when_stuck()
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(mutex)
+print("stuck", flush=True)
+libc.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how to be stuck in C is Linux's")
+def test_a_process_that_waits_for_its_gpu_is_ended_all_the_same(offline_env):
+    """In a C function that no signal interrupts, as cudaStreamSynchronize, no handler runs."""
+    env = offline_env | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", STUCK], env=env, text=True, **pipes)
+    assert process.stdout.readline() == "stuck\n"
+    process.terminate()
+    try:
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "the same command goes on" in errors
+
+
 # ── One process ──
 
 

@@ -174,7 +174,7 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
 def train(run: common.Run, model: UNet, ema: UNet) -> None:
     """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
     config = run.config
-    images, _ = run.load_data()  # uint8 (N, 28, 28)
+    images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):

@@ -200,19 +200,19 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
-    texts = torch.stack([run.encode(group) for group in groups])  # (C, P, dim)
+    captions = run.captions(labels)  # the sentences of training, and which of them fit an image
+    texts = run.encode(captions.sentences)  # (S, dim)
     for net in (model, ema):
-        net.text_mean, net.text_std = texts.mean((0, 1)), texts.std((0, 1)).mean()
+        net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
-        i = torch.randint(len(images), (run.batch_size,), device=run.device)
+        i = captions.draw(run.batch_size)  # (B,)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        phrasing = torch.randint(texts.shape[1], i.shape, device=run.device)
-        text = texts[labels[i], phrasing]  # (B, dim)
+        said = captions.say(i)  # (B, attributes): what of each image's attributes is said
+        text = texts[captions.find(i, said)]  # (B, dim)
         with run.autocast():  # in half precision where the device is fast in it
             loss = diffusion_loss(partial(run.parallel(model), text=text), x_0, alphas_bar)
         optimizer.zero_grad()

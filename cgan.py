@@ -184,11 +184,11 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
     """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    groups = common.phrasings(config, common.TRAIN_TEMPLATES)  # a list of sentences for each class
-    texts = torch.stack([run.encode(group) for group in groups])  # (C, P, dim)
+    captions = run.captions(labels)  # the sentences of training, and which of them fit an image
+    texts = run.encode(captions.sentences)  # (S, dim)
     discriminator = Discriminator(config, run.encoder.dim).to(run.device)
     for net in (model, ema, discriminator.score):
-        net.text_mean, net.text_std = texts.mean((0, 1)), texts.std((0, 1)).mean()
+        net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
     adam = {"lr": config.lr, "betas": (0.0, 0.99), "fused": True}  # no momentum: R3GAN
     optimizer_g = torch.optim.Adam(model.parameters(), **adam)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
@@ -197,10 +197,10 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         for group in optimizer_g.param_groups + optimizer_d.param_groups:
             # Up in 100 steps, then straight down to 0.
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
-        i = torch.randint(len(images), (run.batch_size,), device=run.device)
+        i = captions.draw(run.batch_size)  # (B,)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        phrasing = torch.randint(texts.shape[1], i.shape, device=run.device)
-        text = texts[labels[i], phrasing]  # (B, dim)
+        said = captions.say(i)  # (B, attributes): what of each image's attributes is said
+        text = texts[captions.find(i, said)]  # (B, dim)
         drawn = run.parallel(model)(torch.randn(len(i), config.z, device=run.device), text)
         loss_d = discriminator_loss(run.parallel(discriminator), x, drawn, text, config.gamma)
         optimizer_d.zero_grad()

@@ -31,9 +31,11 @@ import common
 import evaluate
 from kit import metrics
 from kit.base import ROOT, UserError, read_table, reading, save_file, save_table, save_text
+from kit.captions import UNSAID, words_of
+from kit.datasets import data_kind, typed_dataset, with_words
 from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
 from kit.run import read_config
-from kit.samples import THROUGHOUT, load_samples
+from kit.samples import THROUGHOUT, load_asked, load_samples
 
 # In what the seeds of one model may differ; in every other choice they are alike.
 FREE = "seed out data_dir device fresh prompt n scale scales clip description git_revision python"
@@ -53,6 +55,9 @@ METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
 }
 COSTS = ["sample_images_per_second", "parameters"]
 NUMBERS = ["scale", "n", *METRICS, "kid_se", "mse_diversity", "with_wrong_prompts"]
+# Of attributes.csv; the last ones are shares.
+ASKED = ("model", "scale", "kind", "asked", "n", "as_asked", "without_asking", "of_real",
+         "accuracy", "everything", "everything_without_asking")  # fmt: skip
 TWIN = f", {THROUGHOUT}"  # what follows a model's name where its guidance acts at every step
 MATRIX = 26  # classes that a matrix of asked against read has room for
 
@@ -71,7 +76,7 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
     for name in evaluate.TABLES:
         path = folder / "metrics" / f"{name}.csv"
         tables.append(read_table(path, evaluate.KEYS, again))
-    files = sorted(folder.glob("images/samples_*.npz"))
+    files = evaluate.sample_paths(folder)
     drawn = {zlib.crc32(path.read_bytes()) for path in files}
     if not all(judged_file(path).exists() for path in files):
         raise UserError(f"{folder} was measured in part; {again}")
@@ -84,7 +89,20 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
         table[["kid", "kid_se"]] *= 1000
         if drawn != {*table["samples_crc32"].dropna()} or len({*map(len, tables)}) > 1:
             raise UserError(f"{folder} has other samples than were measured; {again}")
+    asked_for(folder, again)
     return table
+
+
+def asked_for(folder: Path, again: str) -> pd.DataFrame:
+    """A row for each scale and each combination of attributes that prompts asked for, or none."""
+    paths = sorted(folder.glob("images/samples_attributes_*.npz"))
+    if not paths:
+        return pd.DataFrame(columns=ASKED)
+    table = read_table(folder / "metrics" / "attributes.csv", ASKED, again)
+    with reading(folder / "metrics" / "attributes.csv", again):
+        if {*table["samples_crc32"]} != {zlib.crc32(path.read_bytes()) for path in paths}:
+            raise UserError(f"{folder} has other samples than were measured; {again}")
+        return table.astype(dict.fromkeys(ASKED[4:], float))
 
 
 def judged_file(samples: Path) -> Path:
@@ -98,7 +116,7 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
     done, new = [], []
     for folder in folders:
         try:
-            row = measured(folder, config.dataset).iloc[0]
+            row = measured(folder, typed_dataset(config)).iloc[0]
             same_clip = config.clip in ("auto", row["text_encoder"])
             if same_clip and extractor in (None, row["extractor"]):
                 done.append(row)
@@ -133,7 +151,9 @@ def load_run(folder: Path, dataset: str) -> dict:
     if config.get("interval"):  # beside it stands guidance on the whole way, as a model of its own
         twins = (table["guidance"] == THROUGHOUT) & (table["scale"] > 1)
         table.loc[twins, "model"] += TWIN
-    return {"folder": folder, "script": folder.name, "config": config, "rows": table}
+    asked = asked_for(folder, remedy)
+    names = {"folder": folder, "script": folder.name, "config": config}
+    return names | {"rows": table, "asked": asked}
 
 
 def same(run: dict, other: dict, besides: str = "seed") -> bool:
@@ -248,6 +268,39 @@ def compared(numbers: pd.DataFrame, models: list[str], guided, extractor: str):
     return pd.DataFrame(first), pd.DataFrame(second)
 
 
+def obeyed(asked: pd.DataFrame) -> pd.DataFrame:
+    """Rows of asked_for(), of all seeds -> a row for each model and scale, as text.
+
+    Cells are shares, and behind them in brackets the same share without asking.
+    """
+    rows = []
+    words = [*dict.fromkeys(asked.loc[asked["kind"] == "one word", "asked"])]
+    pairs = [kind for kind in ("said pair", "held-out pair") if kind in {*asked["kind"]}]
+    for (model, scale), table in asked.groupby(["model", "scale"], sort=False):
+        plain = table[table["kind"] == "nothing"]
+        cells = {"model": model, "scale": f"{scale:g}", "n of each": f"{plain['n'].iloc[0]:.0f}"}
+        cells["seeds"] = f"{len(plain)}"
+        for word in words:
+            cells[word] = beside_floor(table[table["asked"] == word], "as_asked", "without_asking")
+        for kind in pairs:
+            of_kind = table[table["kind"] == kind]
+            cells[f"{kind}: both"] = beside_floor(of_kind, "as_asked", "without_asking")
+        for kind in ("one word", *pairs):
+            of_kind = table[table["kind"] == kind]
+            floor = "everything_without_asking"
+            cells[f"{kind}: everything"] = beside_floor(of_kind, "everything", floor)
+        for kind in ("nothing", "one word", *pairs):
+            of_kind = table[table["kind"] == kind].groupby("seed")["accuracy"].mean()
+            cells[f"{kind}: class"] = write(of_kind.mean(), of_kind.std(), "{:.1%}")
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def beside_floor(rows: pd.DataFrame, share: str, floor: str) -> str:
+    seeds = rows.groupby("seed")[share].mean()
+    return f"{write(seeds.mean(), seeds.std(), '{:.1%}')} ({rows[floor].mean():.0%})"
+
+
 def verdict(model: str, points: pd.DataFrame, extractor: str) -> str:
     """Which guidance scale is highest or lowest in what, from the numbers (index: scale)."""
     best, titles = {}, titled(extractor)  # best: the scales that win -> at what
@@ -342,6 +395,67 @@ def samples_shown(run: dict) -> tuple[str, Path]:
     file = next((file for file in files if "_w2.0" in file.name), files[0])
     scale = float(file.stem.split("_w")[1])
     return with_scale(run["script"], run["config"]["has_guidance"], scale), file
+
+
+def save_asked(path: Path, run: dict) -> Path:
+    """What a run drew for each combination of attributes (rows), of two or one of each class.
+
+    The same noise in every column, at the script's default scale or the nearest.
+    """
+    names, words = run["config"]["classes"], [*run["config"]["attributes"].values()]
+    wanted = run["config"].get("scale") or 1.0
+    files = {float(path.stem.split("_w")[1]): path
+             for path in run["folder"].glob("images/samples_attributes_*.npz")}  # fmt: skip
+    scale = min(files, key=lambda scale: abs(scale - wanted))
+    pixels, labels, _ = load_samples(files[scale])
+    asked = load_asked(files[scale], len(words))
+    table = run["asked"][run["asked"]["scale"] == scale].set_index("asked")
+    rows, captions = [], []
+    for combination in dict.fromkeys(map(tuple, asked.tolist())):
+        group = pixels[(asked == combination).all(1)]
+        shown = np.arange(min(2 * len(names), len(group)))
+        if len(names) > 10:
+            shown = shown_classes(len(names), len(group))
+        rows.append(group[shown])
+        said = words_of([tuple(pair) for pair in words], combination)
+        star = " *" if combination == UNSAID else ""
+        share = table.loc[", ".join(said) or "nothing", "as_asked"]
+        so = f": {share:.0%} are so" if said else ""
+        captions.append(f"{with_words('…', said)}{star}{so}")
+    title = with_scale(run["script"], run["config"]["has_guidance"], scale)
+    title += "; in a column the same noise; * = never said together in training"
+    titles = [names[i % len(names)] for i in shown]
+    save_grid(path, np.concatenate(rows), len(shown), title, titles, captions, inches=0.35)
+    return path
+
+
+def save_obedience(path: Path, asked: pd.DataFrame, models) -> Path:
+    """Against the guidance scale, a panel for each model: the shares that are as was asked."""
+    figure = Figure(figsize=(5 * len(models), 4.2), layout="constrained")
+    lines = {"class": ("accuracy", asked["kind"] != "nothing")}
+    for word in dict.fromkeys(asked.loc[asked["kind"] == "one word", "asked"]):
+        lines[word] = "as_asked", asked["asked"] == word
+    for kind in ("said pair", "held-out pair"):
+        lines[f"{kind}, both"] = "as_asked", asked["kind"] == kind
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
+        for (line, (column, chosen)), color, marker in zip(
+            lines.items(), cycle(COLORS), cycle("os^Dv*X")
+        ):
+            table = asked[chosen & (asked["model"] == model)]
+            if table.empty:
+                continue
+            seeds = table.groupby(["scale", "seed"])[column].mean().groupby("scale")
+            mean, spread = seeds.mean(), seeds.std().fillna(0)
+            style = {"label": line, "color": color, "marker": marker, "capsize": 3}
+            axes.errorbar(mean.index, mean, spread if spread.any() else None, **style)
+            if column == "as_asked":
+                floor = table.groupby("scale")["without_asking"].mean()
+                axes.plot(floor.index, floor, ":", color=color)
+        axes.set(title=model, xlabel="guidance scale", ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("share as asked (dotted: without asking)")
+    figure.axes[0].legend(fontsize=8)
+    return save(path, figure)
 
 
 def save_confusion(path: Path, names: list[str], files: dict[str, Path]) -> Path:
@@ -493,6 +607,7 @@ class Comparison:
     floors: dict[str, pd.DataFrame]  # model -> what real images and noise scored beside its first
     extractor: str
     guided: dict[str, dict]  # those of first that have guidance
+    asked: pd.DataFrame  # see asked_for(); of all seeds
 
     @property
     def groups(self) -> list[tuple[str, list[str]]]:
@@ -531,7 +646,8 @@ def put_together(runs: list[dict], dataset: str) -> Comparison:
     first = dict(sorted(first.items()))
     guided = {model: run for model, run in first.items() if run["config"]["has_guidance"]}
     extractor = table["extractor"].iloc[0]
-    return Comparison(first, steps, apart, numbers, floors, extractor, guided)
+    asked = pd.concat([run["asked"].assign(seed=run["config"]["seed"]) for run in alike])
+    return Comparison(first, steps, apart, numbers, floors, extractor, guided, asked)
 
 
 def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, Path]:
@@ -555,13 +671,34 @@ def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, 
         columns = min(evaluate.SHOWN, max(10, len(shown_classes(len(classes), 10**6))))
         figures["nearest"] = save_nearest(here / "nearest.png", traced, columns)
         figures["distances"] = save_distances(here / "distances.png", traced)
+    for model in dict.fromkeys(it.asked["model"]):
+        path = here / f"asked_{model}.png"
+        figures[f"asked_{model}"] = save_asked(path, it.first[model])
     if it.guided:
         study = folder / "cfg_scale"
         figures |= guidance_study(study, it.guided, it.numbers, real, it.extractor, classes)
+        models = [model for model in it.guided if model in {*it.asked["model"]}]
+        if models:
+            path = study / "plots" / "obedience.png"
+            figures["obedience"] = save_obedience(path, it.asked, models)
+            of_guided = it.asked[it.asked["model"].isin(models)]
+            save_table(study / "metrics" / "obedience.csv", of_guided.to_dict("records"), "%.5g")
     if it.steps:
         path = here / "steps.png"
         figures["steps"] = save_curves(path, it.steps, real, "sampling steps", it.extractor)
     return figures
+
+
+def measured_attributes(it: Comparison) -> str:
+    """For the reader, by the first run that has some: the words, and where they begin."""
+    for run in it.first.values():
+        parts = []
+        for name, words in (run["config"].get("attributes") or {}).items():
+            (low, least), (high, most) = words.items()
+            parts.append(f"{name}: {low!r} below {least:.3g}, {high!r} above {most:.3g}")
+        if parts:
+            return "; ".join(parts)
+    return ""
 
 
 def facts_of(it: Comparison) -> dict:
@@ -583,6 +720,10 @@ def facts_of(it: Comparison) -> dict:
         "noise": floors.loc["noise"],
         "families": sorted({*families.values()}),
         "tables": it.tables(),
+        "obeyed": obeyed(it.asked),
+        "asked_models": [*dict.fromkeys(it.asked["model"])],
+        "attributes": measured_attributes(it),
+        "held_out_pair": "".join(it.asked.loc[it.asked["kind"] == "held-out pair", "asked"][:1]),
         "seeds": max(size for size in it.numbers["n", "size"]),
         "guided": [*it.guided],
         "verdicts": [verdict(model, table, it.extractor) for model, table in points.items()],
@@ -594,14 +735,15 @@ def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
     folders, missing = evaluate.find_runs(config), []
     measure_what_is_new(config, folders)
-    it = put_together([load_run(path, config.dataset) for path in folders], config.dataset)
+    dataset = typed_dataset(config)
+    it = put_together([load_run(path, dataset) for path in folders], dataset)
     folder, classes = config.out / config.dataset, config.classes
     figures = save_figures(it, folder, classes)
     for name in [] if config.models else scripts_here():
         if name not in it.first:
-            missing.append(f"{name} (python {name}.py --dataset {config.dataset})")
+            missing.append(f"{name} (python {name}.py --dataset {typed_dataset(config)})")
     facts = {"dataset": config.dataset, "classes": classes, "missing": missing, **facts_of(it)}
-    facts["held_out"] = len(common.HELDOUT_TEMPLATES[config.dataset])
+    facts["held_out"] = len(common.HELDOUT_TEMPLATES[data_kind(config)])
     save_report(folder / "compare", figures, **facts)
     for text in missing:
         print(f"missing: {text}", file=sys.stderr)

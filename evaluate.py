@@ -21,6 +21,7 @@ Floors    The same for real images outside the reference, for noise, and (simila
           of other classes
 """
 
+import glob
 import sys
 import zlib
 from collections import Counter, namedtuple
@@ -32,12 +33,13 @@ import pandas as pd
 import torch
 
 import common
-from kit import images, judge, metrics
-from kit.base import Progress, UserError, pick_device, save_table
-from kit.datasets import DATASETS, OWNERS
+from kit import attributes, images, judge, metrics
+from kit.base import Progress, UserError, crc32, kept, pick_device, save_arrays, save_table
+from kit.captions import UNSAID, words_of
+from kit.datasets import DATASETS, OWNERS, settle_dataset, typed_dataset
 from kit.flags import Flags, flag
 from kit.run import encode_once, read_config
-from kit.samples import balanced_prompts, guidance_of, load_samples, save_arrays
+from kit.samples import balanced_prompts, guidance_of, load_asked, load_samples
 
 REFERENCE = 5000  # held-out images that others are compared with, at most
 LEAST = 200  # with fewer images in the reference FID and its like mean nothing
@@ -60,14 +62,18 @@ class Config(Flags):
     """The flags, which compare.py has too."""
 
     models: list[str] = flag((), "for example a4_full; none: every run found", use="positional")
-    dataset: str = flag("mnist", "whose runs", choices=DATASETS)
+    dataset: str = flag("mnist", f"whose runs: {', '.join(DATASETS)}, or a folder of pictures")
     out: Path = flag(Path("results"), "where runs are kept")
     extractor: str = flag("auto", "of FID's features", choices=("auto", "inception", "judge"))
     clip: str = flag("auto", "for clip_similarity, as the models' flag")
     device: str = flag("auto", "cpu, cuda, ...")
     data_dir: Path = flag(Path("data"), "where data sets are kept")
 
-    emnist_split, classes, per_class = None, None, None  # no flags: find_runs() fills them in
+    # No flags: find_runs() fills them in.
+    emnist_split, classes, per_class, folder, pictures = None, None, None, None, None
+
+    def check(self) -> None:
+        settle_dataset(self, self.out)
 
 
 # ── Which runs ──
@@ -79,13 +85,14 @@ def find_runs(config: Config) -> list[Path]:
     Puts into config what the first of them learned; those that learned something else are left
     out.
     """
-    folders = [*sorted(config.out.glob(f"{config.dataset}/[!.]*"))]
-    folders += sorted(config.out.glob(f"*/{config.dataset}/[!.]*"))
-    found = [folder for folder in folders if any(folder.glob("images/samples_*.npz"))]
+    name = glob.escape(config.dataset)
+    folders = [*sorted(config.out.glob(f"{name}/[!.]*"))]
+    folders += sorted(config.out.glob(f"*/{name}/[!.]*"))
+    found = [folder for folder in folders if sample_paths(folder)]
     names = {folder.name for folder in found}
     for name in config.models or ([] if found else ["a4_full"]):
         if name not in names:
-            first = f"python {name}.py --dataset {config.dataset}"
+            first = f"python {name}.py --dataset {typed_dataset(config)}"
             raise UserError(
                 f"no samples of {name} in {config.out / config.dataset}; first: {first}"
             )
@@ -100,6 +107,19 @@ def find_runs(config: Config) -> list[Path]:
     for name, value in chosen.items():
         setattr(config, name, value)
     return [folder for folder in found if learned[folder] == chosen]
+
+
+def sample_paths(folder: Path) -> list[Path]:
+    """Of a run: the sample files whose prompts name a class alone, held-out phrasings last."""
+    files = [*folder.glob("images/samples_w*.npz")], [*folder.glob("images/samples_heldout_*.npz")]
+    return [path for paths in files for path in sorted(paths)]
+
+
+def kind_of(combination: tuple[int, ...]) -> str:
+    """What prompts asked of the attributes: nothing, one word, a pair, or the held-out pair."""
+    if combination == UNSAID:
+        return "held-out pair"
+    return ("nothing", "one word", "said pair")[sum(map(abs, combination))]
 
 
 # ── Like with like ──
@@ -195,10 +215,6 @@ def scale_and_guidance(path: Path, config: dict) -> dict[str, str]:
     return {"scale": scale, "guidance": guidance_of(interval, float(scale))}
 
 
-def crc32(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
-
-
 # Images uint8 (N, 28, 28), which may be a gigabyte, so that their CRC-32 is worked out once.
 Training = namedtuple("Training", "pixels labels crc32")
 
@@ -234,22 +250,7 @@ class Evaluator:
     # What takes long
 
     def kept(self, name: str, of: list, compute, *code) -> dict[str, np.ndarray]:
-        """compute()'s arrays, or those that it gave before for what has the same content.
-
-        of: arrays, or the CRC-32 of one where it is known. code: the modules that make them; where
-        their files have changed, they are made anew.
-        """
-        files = [np.frombuffer(Path(module.__file__).read_bytes(), np.uint8) for module in code]
-        known = (x if isinstance(x, int) else crc32(x) for x in (*of, *files))
-        content = "_".join(f"{crc:08x}" for crc in known)
-        path = self.config.data_dir / "features" / f"{name}_{content}.npz"
-        try:
-            with np.load(path) as file:
-                return dict(file)
-        except Exception:  # missing, or damaged in one of many ways: it is made again
-            arrays = compute()
-            save_arrays(path, arrays)
-            return arrays
+        return kept(self.config.data_dir / "features", name, of, compute, *code)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         name, code = self.extractor, []  # Inception's weights are always the same
@@ -260,6 +261,14 @@ class Evaluator:
             return {"features": self.extract(pixels)}
 
         return self.kept(name, [pixels], compute, *code)["features"]
+
+    def read(self, pixels: np.ndarray) -> np.ndarray:
+        """-> the class that the judge reads in each image (n,)."""
+
+        def compute():
+            return {"read": self.judge.see(pixels)[1]}
+
+        return self.kept(f"read_{self.judge.crc32:08x}", [pixels], compute, judge)["read"]
 
     def training(self, run: dict) -> Training | None:
         """What a run learned from, by its config.json; None if that is gone."""
@@ -283,9 +292,6 @@ class Evaluator:
         """arrays: pixels, labels, prompts -> with all that is known of each image by itself."""
         pixels = arrays["pixels"]
 
-        def read():
-            return {"read": self.judge.see(pixels)[1]}
-
         def embed():
             vectors = self.clip.encode_image(common.to_images(torch.from_numpy(pixels)))
             return {"embeddings": vectors.cpu().numpy()}
@@ -295,7 +301,7 @@ class Evaluator:
             return {"nearest": index, "distances": distances}
 
         look = {**arrays, "features": self.features(pixels)}
-        look |= self.kept(f"read_{self.judge.crc32:08x}", [pixels], read, judge)
+        look["read"] = self.read(pixels)
         if arrays["labels"].min() >= 0:
             look |= self.kept(f"clip_{self.clip.crc32:08x}", [pixels], embed)
         if training is not None:
@@ -412,14 +418,50 @@ class Evaluator:
         self.floor_rows[asked, id(training)] = rows
         return rows
 
+    # What more was asked for than a class
+
+    def obedience(self, folder: Path, run: dict) -> list[dict]:
+        """A row for each scale and each combination of attributes that prompts asked for.
+
+        By the formulas of kit/attributes.py; the judge reads the class alone.
+        """
+        chosen, rows = run.get("attributes") or {}, []
+        words = [tuple(pair) for pair in chosen.values()]
+        paths = sorted(folder.glob("images/samples_attributes_*.npz")) if chosen else []
+        real = self.states(self.real["pixels"], chosen)
+        for path in Progress(paths, f"{folder.name}, attributes", unit="file", leave=False):
+            pixels, labels, prompts = load_samples(path)
+            asked, read = load_asked(path, len(words)), self.read(pixels)
+            shares = metrics.obedience(asked, self.states(pixels, chosen), read == labels)
+            for combination, row in shares.items():
+                single = dict(zip(words_of([*zip(chosen, chosen)], combination), row.pop("single")))
+                asks = np.array(combination) != 0
+                fits = (real == combination)[:, asks].all(1)
+                rows.append({
+                    "model": folder.name,
+                    **scale_and_guidance(path, run),
+                    "seed": run["seed"],
+                    "asked": ", ".join(words_of(words, combination)) or "nothing",
+                    "kind": kind_of(combination),
+                    **row,
+                    "of_real": fits.mean(),
+                    **{name: single.get(name, np.nan) for name in chosen},
+                    "samples_crc32": zlib.crc32(path.read_bytes()),
+                    "judge_crc32": f"{self.judge.crc32:08x}",
+                })  # fmt: skip
+        return rows
+
+    def states(self, pixels: np.ndarray, chosen: dict) -> np.ndarray:
+        values = attributes.measured(self.config, pixels)
+        return attributes.states(self.config, values, chosen)
+
     # A run
 
     def judge_run(self, folder: Path) -> list[dict]:
         """Measure all samples of a run and write what is measured -> the rows of its CSV files."""
         config, rows = read_config(folder), []
         training = self.training(config)
-        files = sorted(folder.glob("images/samples_*.npz"))
-        files = sorted(files, key=lambda path: "heldout" in path.name)
+        files = sample_paths(folder)
         for path in Progress(files, folder.name, unit="file", leave=False):
             pixels, labels, prompts = load_samples(path)
             phrasings = "held out" if "heldout" in path.name else "trained"
@@ -442,6 +484,9 @@ class Evaluator:
             names = [x for x in rows[0] if x.removesuffix(f"_{self.extractor}") in wanted]
             table = [{name: row[name] for name in names} for row in rows]
             save_table(folder / "metrics" / f"{name}.csv", table, "%.5g")
+        asked = self.obedience(folder, config)
+        if asked:
+            save_table(folder / "metrics" / "attributes.csv", asked, "%.5g")
         return rows
 
     def save_judged(self, folder: Path, path: Path, look: dict, training) -> None:

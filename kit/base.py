@@ -12,8 +12,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -149,6 +151,34 @@ def save_file(path: Path, write) -> None:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    save_file(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+
+
+def kept(folder: Path, name: str, of: list, compute, *code) -> dict[str, np.ndarray]:
+    """compute()'s arrays, or those that it gave before for what has the same content.
+
+    of: arrays, or the CRC-32 of one where it is known. code: the modules that make them; where
+    their files have changed, they are made anew.
+    """
+    files = [np.frombuffer(Path(module.__file__).read_bytes(), np.uint8) for module in code]
+    known = (x if isinstance(x, int) else crc32(x) for x in (*of, *files))
+    content = "_".join(f"{crc:08x}" for crc in known)
+    path = folder / f"{name}_{content}.npz"
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except Exception:  # missing, or damaged in one of many ways: it is made again
+        arrays = compute()
+        with contextlib.suppress(UserError):  # a folder that cannot be written costs time alone
+            save_arrays(path, arrays)
+        return arrays
 
 
 def save_text(path: Path, text: str) -> None:

@@ -3,13 +3,16 @@
 import difflib
 import json
 import re
+import unicodedata
 import zlib
+from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
 
 from kit.base import ROOT, UserError
 
 DATASETS = "mnist", "emnist", "quickdraw"
 OWNERS = {"emnist_split": "emnist", "classes": "quickdraw", "per_class": "quickdraw"}  # of a flag
+OWNERS["pictures"] = "folder"  # no flag: see kit.folder.fingerprint()
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 EMNIST_SPLITS = {  # Cohen et al. 2017
     "letters": ascii_uppercase,
@@ -36,7 +39,7 @@ TRAIN_TEMPLATES = {
     "quickdraw": (
         "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|an image of {}|"
         "the outline of {}|please draw {}|{}, drawn in seconds|{} in white on black|"
-        "a simple drawing of {}|{}: a doodle|draw me {}"
+        "a line drawing of {}|{}: a doodle|draw me {}"
     ).split("|"),
 }
 HELDOUT_TEMPLATES = {  # never trained on by any model, tiny CLIP included
@@ -61,22 +64,42 @@ HELDOUT_TEMPLATES = {  # never trained on by any model, tiny CLIP included
     ).split("|"),
 }
 
-
-def class_words(dataset: str, classes: list[str]) -> list[tuple[str, str]]:
-    """The two ways in which a prompt may name each class."""
-    if dataset == "mnist":
-        return [(name, str(digit)) for digit, name in enumerate(classes)]
-    if dataset == "quickdraw":
-        return [(name, article(name) + name) for name in classes]
-    return [letter_words(name, classes) for name in classes]
+TRAIN_TEMPLATES["folder"] = TRAIN_TEMPLATES["quickdraw"]
+HELDOUT_TEMPLATES["folder"] = HELDOUT_TEMPLATES["quickdraw"]
 
 
-def article(name: str) -> str:
+def data_kind(config) -> str:
+    """mnist, emnist, quickdraw, or folder: of one's own pictures."""
+    return "folder" if getattr(config, "folder", None) else config.dataset
+
+
+def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """The two ways in which a prompt may name each class, with the words of attributes."""
+    pairs, drawn = [], data_kind(config) in ("quickdraw", "folder")
+    for label, name in enumerate(config.classes):
+        if drawn:
+            phrase = with_words(name, said)
+            pairs.append((phrase, article(name, phrase) + phrase))
+            continue
+        letters = data_kind(config) == "emnist"
+        pair = letter_words(name, config.classes) if letters else (name, str(label))
+        pairs.append(tuple(with_words(word, said) for word in pair))
+    return pairs
+
+
+def with_words(noun: str, said: tuple[str, ...]) -> str:
+    """seven; thick, leaning left -> thick seven leaning left: only a single word goes before."""
+    before = [word for word in said if " " not in word]
+    return " ".join([*before, noun, *(word for word in said if " " in word)])
+
+
+def article(name: str, phrase: str) -> str:
+    """Of a class's name, before the phrase that begins with it or with an adjective."""
     if re.fullmatch(
         r".*(?<![uso])s|The .*", name
     ):  # a plural; octopus, hourglass, rhinoceros are not
         return ""
-    return "an " if re.match("[aeiou]|hour", name) else "a "
+    return "an " if re.match("[aeiou]|hour", phrase) else "a "
 
 
 def letter_words(name: str, classes: list[str]) -> tuple[str, str]:
@@ -90,22 +113,65 @@ def letter_words(name: str, classes: list[str]) -> tuple[str, str]:
     return f"small {name}", f"lowercase {name}"
 
 
-def phrasings(config, templates: dict[str, list[str]]) -> list[list[str]]:
+def phrasings(
+    config, templates: dict[str, list[str]], said: tuple[str, ...] = ()
+) -> list[list[str]]:
     """Every template of config.dataset with both words of each of config.classes.
 
-    -> a list for each class, all of one length.
+    said: words of attributes that each of them says too. -> a list for each class, all of one
+    length.
     """
-    chosen = templates[config.dataset]
-    words = class_words(config.dataset, config.classes)
+    chosen, words = templates[data_kind(config)], class_words(config, said)
     return [[template.format(word) for template in chosen for word in pair] for pair in words]
+
+
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean: no blank about words
+
+
+def readable(text: str) -> str:
+    """text with full-width signs made plain, and English words set off from Chinese ones."""
+    text = unicodedata.normalize("NFKC", text)
+    return re.sub(rf"(?<=[{CJK}])(?=[a-zA-Z0-9])|(?<=[a-zA-Z0-9])(?=[{CJK}])", " ", text)
+
+
+def names_a_class(config, text: str) -> bool:
+    words = [re.escape(readable(word)) for pair in class_words(config) for word in pair]
+    return bool(re.search(rf"\b({'|'.join(words)})\b", readable(text), re.IGNORECASE))
 
 
 # ── Which images ──
 
 
+def settle_dataset(config, runs: Path | None = None) -> None:
+    """Of a folder make config.folder, and config.dataset its name. UserError for no data set.
+
+    runs: where runs are kept; a folder that is gone is no error where it has some.
+    """
+    typed = config.dataset
+    if typed in DATASETS:
+        return
+    folder = Path(typed).expanduser()
+    name = folder.name if folder.name.strip(".") else folder.resolve().name
+    if not folder.is_dir() and not (runs and name and (runs / name).is_dir()):
+        known = ", ".join(DATASETS)
+        raise UserError(f"--dataset {typed}: choose {known}, or a folder with one of pictures "
+                        "for each class")  # fmt: skip
+    if name in DATASETS or not name:
+        raise UserError(f"--dataset {typed}: give the folder another name; {name!r} is taken")
+    config.dataset, config.folder = name, folder
+
+
+def typed_dataset(config) -> str:
+    """What stands behind --dataset."""
+    return str(config.folder or config.dataset)
+
+
 def which(config) -> dict:
     """The choices of images within a data set, as config.json keeps them."""
-    return {name: getattr(config, name) for name in OWNERS}
+    chosen = {name: getattr(config, name, None) for name in OWNERS}
+    if data_kind(config) != "folder":  # so that what was made before there were folders is found
+        del chosen["pictures"]
+    return chosen
 
 
 def file_name(config) -> str:
@@ -115,8 +181,14 @@ def file_name(config) -> str:
 
 
 def settle_classes(config) -> None:
-    """Fill in what --emnist-split, --classes, --per-class leave open. UserError for bad names."""
-    if config.dataset == "mnist":
+    """Fill in what the flags leave open: which classes, which images. UserError for bad names."""
+    if data_kind(config) == "folder":
+        if config.pictures is None:  # else a run on disk has told
+            from kit.folder import fingerprint, listing  # not at the top: others need no pictures
+
+            config.classes = list(listing(config.folder))
+            config.pictures = fingerprint(config.folder)
+    elif config.dataset == "mnist":
         config.classes = list(DIGITS)
     elif config.dataset == "emnist":
         config.emnist_split = config.emnist_split or "letters"

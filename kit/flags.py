@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.base import UserError
-from kit.datasets import DATASETS, DRAWINGS, EMNIST_SPLITS, OWNERS
+from kit.datasets import DATASETS, DRAWINGS, EMNIST_SPLITS, OWNERS, settle_dataset
 
 
 def flag(default, help: str, least=-math.inf, most=math.inf, *, multiple=1, choices=None,
@@ -163,13 +163,16 @@ class Flags:
 class DataConfig(Flags):
     """What is learned."""
 
-    dataset: str = flag("mnist", "what to learn", choices=DATASETS)
+    dataset: str = flag("mnist", f"{', '.join(DATASETS)}, or a folder with one for each class")
     emnist_split: str | None = flag(None, "part of EMNIST (letters)", choices=[*EMNIST_SPLITS])
     classes: list[str] | None = flag(None, f"QuickDraw's, as {','.join(DRAWINGS)} (these)")
     per_class: int | None = flag(None, "images of each class, of QuickDraw (5000)", 20, 10**6)
     data_dir: Path = flag(Path("data"), "where data sets are kept", use="free")
 
+    folder, pictures = None, None  # of one's own; no flags: settle_dataset() and settle_classes()
+
     def check(self) -> None:
+        settle_dataset(self, getattr(self, "out", None))
         for name, owner in OWNERS.items():
             if name in self.given and self.dataset != owner:
                 typed = f"--{name.replace('_', '-')}"

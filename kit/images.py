@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from kit.base import ROOT, UserError, one_line, reachable, reading, time_limit
-from kit.datasets import EMNIST_SPLITS
+from kit.datasets import EMNIST_SPLITS, data_kind
 
 EMBEDDED = {  # split -> 5,000 digits of MNIST's, 500 of each; not there in a notebook
     "train": ROOT / "assets" / "mnist_5k.npz",
@@ -27,6 +27,10 @@ def load_dataset(config, split: str = "train", keep=slice(None)):
 
         found = quickdraw(config.data_dir, split, config.classes, config.per_class, keep)
         return *found, "QuickDraw"
+    if data_kind(config) == "folder":
+        from kit.folder import pictures
+
+        return *pictures(config, split, keep), f"folder (CRC-32 {config.pictures:08x})"
     if config.dataset == "mnist":
         pixels, labels, source = mnist(config.data_dir, split)
     else:

@@ -101,3 +101,29 @@ def confusion(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
     """-> (classes, classes), a row for each class asked for: the share of it read as each class."""
     counts = np.bincount(asked * classes + read, minlength=classes**2).reshape(classes, classes)
     return counts / counts.sum(1, keepdims=True).clip(1)
+
+
+def obedience(asked: np.ndarray, states: np.ndarray, right: np.ndarray) -> dict[tuple, dict]:
+    """What prompts asked for -> how many images show it.
+
+    asked, states: of each attribute -1, low, or 1, high (n, attributes); asked 0: nothing. right:
+    whether the class is what was asked (n,). as_asked: the share whose asked attributes are all as
+    asked; single: of each alone; everything: the class too, which is CoInD's conformity score
+    (Gaudi et al. 2025). without_asking, everything_without_asking: the same two shares where
+    prompts asked for no attribute.
+    """
+    result, plain = {}, (asked == 0).all(1)
+    for combination in dict.fromkeys(map(tuple, asked.tolist())):
+        rows, asks = (asked == combination).all(1), np.array(combination) != 0
+        single = (states == combination)[:, asks]  # (n, how many are asked)
+        fits = single.all(1)
+        result[combination] = {
+            "n": int(rows.sum()),
+            "as_asked": fits[rows].mean(),
+            "single": single[rows].mean(0).tolist(),
+            "accuracy": right[rows].mean(),
+            "everything": (fits & right)[rows].mean(),
+            "without_asking": fits[plain].mean(),
+            "everything_without_asking": (fits & right)[plain].mean(),
+        }
+    return result

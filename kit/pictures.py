@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from kit import processes
 from kit.base import read_table, save_file
-from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words
+from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words, data_kind, names_a_class
 from kit.images import to_pixels
 from kit.run import Run
 from kit.samples import draw_all, generators_of, heldout_scale, load_samples, save_samples
@@ -127,10 +127,8 @@ def save_outputs(run: Run, draw) -> None:
 def save_prompt_picture(run: Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
     config, steps = run.config, run.saved["train_steps"]
-    pairs = class_words(config.dataset, config.classes)
-    words = [re.escape(word) for pair in pairs for word in pair]
-    if not re.search(rf"\b({'|'.join(words)})\b", config.prompt, re.IGNORECASE):
-        known = ", ".join([*pairs[0], *pairs[1]])
+    if not names_a_class(config, config.prompt):
+        known = ", ".join(word for pair in class_words(config)[:2] for word in pair)
         print(f"note: the prompt names nothing that was trained on: {known}, ...", file=sys.stderr)
     if run.step < steps:
         print(f"note: the model is trained to step {run.step} of {steps} only", file=sys.stderr)
@@ -159,8 +157,8 @@ def shown_prompts(config) -> list[str]:
     """12 prompts, in turn of trained and of held-out phrasings; for a script without text ""."""
     if not config.has_text:
         return [""] * 12
-    trained, heldout = TRAIN_TEMPLATES[config.dataset][1:], HELDOUT_TEMPLATES[config.dataset]
-    words, prompts = class_words(config.dataset, config.classes), []
+    trained, heldout = TRAIN_TEMPLATES[data_kind(config)][1:], HELDOUT_TEMPLATES[data_kind(config)]
+    words, prompts = class_words(config), []
     for i in range(12):
         template = (heldout if i % 2 else trained)[i // 2]
         prompts.append(template.format(words[i % len(words)][i // 3 % 2]))

@@ -8,17 +8,21 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kit import base, processes
 from kit.base import Progress, UserError, reading
-from kit.datasets import settle_classes
+from kit.captions import Captions
+from kit.datasets import readable, settle_classes, typed_dataset
 from kit.flags import Config, plain
 from kit.images import load_dataset
 
+MANY = 500  # texts that are worth a file
 PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
 
 
@@ -43,6 +47,7 @@ class Run:
         self.losses = []  # of each step since the last line of loss.csv: name -> tensor
         self.encoder = None  # a script that reads text puts its own here
         self.text_vectors = {}  # what encode() has made
+        self.states = torch.zeros(0, 0)  # of the training images; see kit.attributes
         self.replicas = {}  # what parallel() has made
         self.facts = {}
         self.checkpoint = processes.from_first(self.read_checkpoint)
@@ -55,7 +60,7 @@ class Run:
         chosen = config.names("training")
         if config.prompt is not None:
             chosen.remove("seed")  # here it picks the noise
-        self.check(**{name: getattr(config, name) for name in chosen})
+        self.check(**{name: getattr(config, name) for name in chosen}, pictures=config.pictures)
         self.clip = config.clip  # its name: that of --clip, or else of the run on disk
         if self.clip == "auto":
             self.clip = self.saved.get("text_encoder") or "auto"
@@ -77,12 +82,13 @@ class Run:
         """For --prompt: what no flag says is as in training. UserError without a training."""
         config = self.config
         if not self.saved:
-            command = f"python {config.script}.py --dataset {config.dataset}"
+            command = f"python {config.script}.py --dataset {typed_dataset(config)}"
             where = "(in a notebook: the cell under Train)"
             raise UserError(f"nothing trained at {self.last}; first: {command} {where}")
         for name in config.names("training"):
             if name in self.saved and name not in config.given and name != "seed":
                 setattr(config, name, self.saved[name])
+        config.pictures = self.saved.get("pictures")
 
     def check(self, **facts) -> None:
         """UserError if the run on disk was made with others."""
@@ -104,7 +110,24 @@ class Run:
         processes.check_alike("text encoder (CRC-32)", self.facts["text_encoder_crc32"])
 
     def encode(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim) on the device, by the script's encoder; see encode_once()."""
+        """-> (n, dim) on the device, by the script's encoder; see encode_once().
+
+        Many new ones are kept under --data-dir, if a file tells what the encoder is.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self.text_vectors]
+        crc32 = getattr(self.encoder, "crc32", 0)
+        if len(new) > MANY and crc32:
+
+            def compute():
+                rows = []
+                for text in Progress(new, "reading captions", unit="text", leave=False):
+                    rows.append(encode_once(self.encoder, [text], {}))
+                return {"vectors": torch.cat(rows).numpy()}
+
+            folder, content = self.config.data_dir / "captions", zlib.crc32("\n".join(new).encode())
+            with processes.in_turn():
+                vectors = base.kept(folder, f"clip_{crc32:08x}", [content], compute)["vectors"]
+            self.text_vectors |= zip(new, torch.from_numpy(vectors))
         return encode_once(self.encoder, texts, self.text_vectors).to(self.device)
 
     def load(self, **modules) -> None:
@@ -152,8 +175,27 @@ class Run:
             pixels, labels, source = load_dataset(self.config, keep=keep)
         processes.check_alike("data source", source)
         (mean,) = processes.mean([len(pixels)])
+        if self.config.has_text:
+            self.facts["attributes"] = self.measure_attributes(pixels)
         self.begin(data_source=source, image_count=round(mean * processes.COUNT), **self.facts)
         return pixels.to(self.device), labels.to(self.device)
+
+    def measure_attributes(self, pixels: torch.Tensor) -> dict:
+        """Training images -> what is low and what is high; see kit.attributes.thresholds()."""
+        from kit import attributes  # not at the top: a script without text needs no SciPy
+
+        values = attributes.measured(self.config, pixels.numpy())
+        everyone, known = processes.gather(values), self.saved.get("attributes")
+        chosen = processes.from_first(
+            lambda: known or attributes.thresholds(self.config, np.concatenate(everyone))
+        )
+        self.states = torch.from_numpy(attributes.states(self.config, values, chosen))
+        return chosen
+
+    def captions(self, labels: torch.Tensor) -> Captions:
+        """The sentences that training images may be given; labels: those of load_data()."""
+        states = self.states.to(self.device)
+        return Captions(self.config, labels, states, self.saved["attributes"].values())
 
     def drawn_alike(self) -> bool:
         """Whether the samples on disk, if any, were drawn with the sampling flags of now."""
@@ -179,6 +221,7 @@ class Run:
             "has_text": config.has_text,
             "has_guidance": config.has_guidance,
             "device": str(self.device),
+            "pictures": config.pictures,
             "processes": processes.COUNT,
             "autocast": str(None if config.family == "GAN" else self.half()),
             "git_revision": git_revision(),
@@ -312,7 +355,7 @@ def encode_once(encoder, texts: list[str], known: dict[str, torch.Tensor]) -> to
     """
     for text in texts:
         if text not in known:
-            known[text] = encoder.encode_text([text])[0]
+            known[text] = encoder.encode_text([readable(text)])[0].cpu()
     return torch.stack([known[text] for text in texts])
 
 

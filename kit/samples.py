@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from kit import processes
-from kit.base import Progress, read_table, reading, save_file, save_table
+from kit.base import Progress, read_table, reading, save_arrays, save_table
+from kit.captions import combinations, words_of
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 from kit.images import to_pixels
 from kit.run import Run
@@ -21,9 +22,9 @@ BATCH = 100  # images drawn at a time
 THROUGHOUT = "throughout"  # guidance at every step
 
 
-# templates: of the prompts; None for a script without text. n: how many images. guidance: where
-# it acts, as guidance_of() says it
-SampleFile = namedtuple("SampleFile", "path templates scale n guidance")
+# kind: which prompts, see prompts_of(). n: how many images. guidance: where it acts, as
+# guidance_of() says it
+SampleFile = namedtuple("SampleFile", "path kind scale n guidance")
 
 
 def heldout_scale(config) -> float:
@@ -43,29 +44,66 @@ def guidance_of(interval, scale: float) -> str:
 def sample_files(run: Run) -> list[SampleFile]:
     """A file for each scale, another one with guidance on the whole way where that differs."""
     config, files = run.config, []
-    templates = TRAIN_TEMPLATES if config.has_text else None
+    kind = "trained" if config.has_text else "none"
     for scale in config.scales:
         guidance = guidance_of(config.interval, scale)
         for where in dict.fromkeys((guidance, THROUGHOUT if scale != 1 else "none")):
             suffix = f"_{where}" if where != guidance else ""
             path = run.images / f"samples_w{scale}{suffix}.npz"
-            files.append(SampleFile(path, templates, scale, config.samples, where))
+            files.append(SampleFile(path, kind, scale, config.samples, where))
     if config.has_text:
         scale, n = heldout_scale(config), min(500, config.samples)
         path = run.images / f"samples_heldout_w{scale}.npz"
         guidance = guidance_of(config.interval, scale)
-        files.append(SampleFile(path, HELDOUT_TEMPLATES, scale, n, guidance))
+        files.append(SampleFile(path, "held out", scale, n, guidance))
+    if run.saved.get("attributes"):  # a run of an earlier version has none
+        for scale in config.scales:
+            path = run.images / f"samples_attributes_w{scale}.npz"
+            guidance = guidance_of(config.interval, scale)
+            files.append(SampleFile(path, "attributes", scale, config.samples, guidance))
     return files
 
 
-def balanced_prompts(config, templates: dict | None, n: int) -> tuple[list[str], torch.Tensor]:
+def prompts_of(run: Run, kind: str, n: int) -> dict[str, np.ndarray]:
+    """About n prompts -> arrays: prompts, labels int64 (n,), noise (n,): the number of each noise.
+
+    kind: "none" for a script without text, "trained" or "held out" for a phrasing, "attributes"
+    for prompts that say more than a class: these have asked, too, int8 (n, attributes), and the
+    same noise for all that is asked of a class in a phrasing.
+    """
+    config = run.config
+    if kind == "attributes":
+        return attribute_prompts(config, run.saved["attributes"], n)
+    templates = {"trained": TRAIN_TEMPLATES, "held out": HELDOUT_TEMPLATES}.get(kind)
+    prompts, labels = balanced_prompts(config, templates, n)
+    return {"prompts": np.array(prompts), "labels": labels.numpy(), "noise": np.arange(n)}
+
+
+def attribute_prompts(config, attributes: dict, n: int) -> dict[str, np.ndarray]:
+    """See prompts_of(); attributes: as config.json has them."""
+    words, parts = [tuple(pair) for pair in attributes.values()], []
+    every = combinations(len(words))
+    each = max(1, n // len(every))
+    if each > len(config.classes):  # as many of each class
+        each -= each % len(config.classes)
+    for combination in every:
+        said = words_of(words, combination)
+        prompts, labels = balanced_prompts(config, TRAIN_TEMPLATES, each, said)
+        part = {"prompts": np.array(prompts), "labels": labels.numpy(), "noise": np.arange(each)}
+        parts.append(part | {"asked": np.tile(np.array(combination, np.int8), (each, 1))})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def balanced_prompts(
+    config, templates: dict | None, n: int, said: tuple[str, ...] = ()
+) -> tuple[list[str], torch.Tensor]:
     """n prompts round the classes and their phrasings -> prompts, labels int64 (n,).
 
-    Without templates each prompt is "" and each label -1.
+    Without templates each prompt is "" and each label -1. said: words of attributes in each.
     """
     if templates is None:
         return [""] * n, torch.full((n,), -1)
-    texts = phrasings(config, templates)
+    texts = phrasings(config, templates, said)
     labels = torch.arange(n) % len(texts)
     prompts = []
     for i, label in enumerate(labels.tolist()):
@@ -74,9 +112,9 @@ def balanced_prompts(config, templates: dict | None, n: int) -> tuple[list[str],
     return prompts, labels
 
 
-def generators_of(seed: int, images: range) -> list[torch.Generator]:
+def generators_of(seed: int, images) -> list[torch.Generator]:
     """One for each image, by its number: what it draws depends neither on batch nor on device."""
-    return [torch.Generator().manual_seed((1_000_003 * seed + i) % 2**32) for i in images]
+    return [torch.Generator().manual_seed((1_000_003 * seed + int(i)) % 2**32) for i in images]
 
 
 def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
@@ -84,20 +122,21 @@ def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def draw_all(run: Run, draw, prompts: list[str], scale: float, what: str, shared: bool = False):
+def draw_all(run: Run, draw, prompts: list[str], scale, what: str, shared=False, numbers=None):
     """-> pixels uint8 (n, 28, 28), images per second. shared: all processes draw, the first gets.
 
-    The noise of image i depends on --seed and i alone. The speed is the median over batches,
-    without the first one if there are more: it warms up. Prompts are encoded before that.
+    The noise of image i depends on --seed and numbers[i], or i, alone. The speed is the median
+    over batches, without the first one if there are more: it warms up. Prompts are encoded before.
     """
     if run.encoder is not None:
         run.encode(prompts)
+    numbers = range(len(prompts)) if numbers is None else numbers
     parts, speeds, starts = {}, [], range(0, len(prompts), BATCH)
     mine = starts[processes.RANK :: processes.COUNT] if shared else starts
     with Progress(desc=what, total=sum(len(prompts[i : i + BATCH]) for i in mine)) as bar:
         for i in mine:
             batch, start = prompts[i : i + BATCH], time.perf_counter()
-            generators = generators_of(run.config.seed, range(i, i + len(batch)))
+            generators = generators_of(run.config.seed, numbers[i : i + BATCH])
             parts[i] = to_pixels(draw(batch, scale, generators))
             speeds.append(len(batch) / (time.perf_counter() - start))
             bar.update(len(batch))
@@ -115,24 +154,25 @@ def save_samples(run: Run, draw) -> None:
     """
     rows, files = processes.from_first(lambda: missing_files(run))
     for file in files:
-        prompts, labels = balanced_prompts(run.config, file.templates, file.n)
+        arrays = prompts_of(run, file.kind, file.n)
         throughout = file.path.stem.endswith(THROUGHOUT)
         draw_so = partial(draw, interval=(0, math.inf)) if throughout else draw
         what = f"samples, scale {file.scale:g}{', throughout' if throughout else ''}"
-        pixels, speed = draw_all(run, draw_so, prompts, file.scale, what, shared=True)
+        prompts, numbers = arrays["prompts"].tolist(), arrays["noise"]
+        pixels, speed = draw_all(run, draw_so, prompts, file.scale, what, True, numbers)
         if processes.RANK > 0:
             continue
         if tells_costs(file):
             key = file.scale, file.guidance
             rows[key] = performance(run, *key, speed)
             save_table(run.metrics / "performance.csv", list(rows.values()))
-        arrays = {"images": pixels, "labels": labels.numpy(), "prompts": np.array(prompts)}
-        save_arrays(file.path, arrays)
+        del arrays["noise"]
+        save_arrays(file.path, {"images": pixels, **arrays})
 
 
 def tells_costs(file: SampleFile) -> bool:
     """Whether a row of performance.csv tells what these samples cost."""
-    return file.templates != HELDOUT_TEMPLATES
+    return file.kind in ("trained", "none")
 
 
 def missing_files(run: Run) -> tuple[dict, list[SampleFile]]:
@@ -143,10 +183,6 @@ def missing_files(run: Run) -> tuple[dict, list[SampleFile]]:
         if not (file.path.exists() and row_there):
             files.append(file)
     return rows, files
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    save_file(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,6 +197,15 @@ def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if images.dtype != np.uint8 or images.shape != (n, 28, 28) or not 1 < n == len(prompts):
             raise ValueError(f"holds {shape}, {n} labels, not uint8 (N, 28, 28), N > 1")
     return images, labels, prompts
+
+
+def load_asked(path: Path, attributes: int) -> np.ndarray:
+    """Of a sample file: what was asked of each attribute, -1, 0 or 1, int8 (N, attributes)."""
+    with reading(path, "delete it and run its script again"), np.load(path) as file:
+        asked, n = file["asked"], len(file["labels"])
+        if asked.shape != (n, attributes) or not np.isin(asked, (-1, 0, 1)).all():
+            raise ValueError(f"asked holds {asked.shape}, not -1, 0, 1 ({n}, {attributes})")
+    return asked
 
 
 # ── What they cost ──

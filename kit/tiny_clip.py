@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kit import datasets
+from kit import attributes, datasets
 from kit.base import ROOT, Progress, UserError, cli, pick_device, save_file
+from kit.captions import Captions
 from kit.clip import Clip, clip_pixels, import_clip
 from kit.datasets import TRAIN_TEMPLATES, phrasings
 from kit.flags import DataConfig, flag
@@ -31,7 +32,8 @@ from kit.images import EMBEDDED as DIGIT_IMAGES
 from kit.images import embedded_mnist, jitter, load_dataset, to_images
 
 EMBEDDED = ROOT / "assets" / "tiny_clip.pt"  # not there in a notebook
-STEPS, IMAGES, CAPTIONS, MOST_CAPTIONS, LR = 1300, 64, 30, 60, 2e-3  # images, captions of a step
+STEPS, IMAGES, OTHERS, LR = 1300, 64, 16, 2e-3  # images of a step, captions of others
+LAYERS, P_SAY, P_NAMELESS = 3, 0.8, 0.25
 P_NOISE, MAX_NOISE = 0.75, 20  # share of captions among random tokens; most of these on a side
 
 
@@ -68,36 +70,36 @@ def check_learned(clip: Clip, file: Path, config) -> Clip:
 def build_clip():
     """-> clip.model.CLIP: ModifiedResNet on 64 x 64 images, text transformer of 2 layers, 64-d."""
     image = {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 10}
-    text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 2}
+    text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": LAYERS}
     tokens = {"context_length": 77, "vocab_size": 49408}
     clip = import_clip().model.CLIP
     return clip(embed_dim=64, vision_patch_size=None, **image, **tokens, **text).float()
 
 
-def noisy_captions(
-    labels: torch.Tensor, words: list[list[list[int]]], known: set[int]
-) -> torch.Tensor:
-    """labels (B,) -> tokens (B, 77): start, random tokens, one of the class's words, more, end.
+def noisy_captions(words: list[list[list[int]]], known: set[int], letters: list[int]):
+    """words: of each caption the tokens of each word that it says, the class's first -> (B, 77).
 
-    Of known tokens only "a" and "I" are among the random ones too, since sentences about other
-    letters have them.
+    That is: start, the words in any order among random tokens, end. Of known tokens only "a" and
+    "I" (letters) are among the random ones too, since sentences about other letters have them.
     """
     start, end = 49406, 49407
-    letters = [token for token in (320, 328) if token in known]  # "a" and "I"
-    tokens = torch.zeros(len(labels), 77, dtype=torch.long)
-    for row, label in zip(tokens, labels.tolist()):
-        before, after, which = torch.randint(0, MAX_NOISE + 1, (3,)).tolist()
-        noise = torch.randint(0, start, (before + after,)).tolist()
-        noise = [token for token in noise if token not in known]
-        room = len(noise)
-        if words[label][0][-1] in letters:  # of two letters the last one counts
-            room = min(before, room)
-        if letters and room:
-            for _ in range(int(torch.randint(3, (1,)))):
-                letter = letters[int(torch.randint(len(letters), (1,)))]
-                noise[int(torch.randint(room, (1,)))] = letter
-        word = words[label][which % len(words[label])]
-        caption = [start, *noise[:before], *word, *noise[before:], end]
+    tokens = torch.zeros(len(words), 77, dtype=torch.long)
+    for row, (name, *others) in zip(tokens, words):
+        said = [others[i] for i in torch.randperm(len(others))]
+        said.insert(int(torch.randint(len(said) + 1, (1,))), name)
+        lengths = torch.randint(0, 2 * MAX_NOISE // (len(said) + 1) + 1, (len(said) + 1,)).tolist()
+        caption, after_name = [start], False
+        for length, word in zip(lengths, [*said, []]):
+            noise = [token for token in torch.randint(0, start, (length,)).tolist()
+                     if token not in known]  # fmt: skip
+            # Of two letters the last one counts.
+            if letters and noise and not (after_name and name[-1:] and name[-1] in letters):
+                for _ in range(int(torch.randint(3, (1,)))):
+                    letter = letters[int(torch.randint(len(letters), (1,)))]
+                    noise[int(torch.randint(len(noise), (1,)))] = letter
+            caption += noise + word
+            after_name |= word is name
+        caption.append(end)
         row[: len(caption)] = torch.tensor(caption)
     return tokens
 
@@ -123,28 +125,34 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
     """pixels uint8 (N, 28, 28), labels (N,) -> the trained model, in evaluation mode."""
     torch.manual_seed(seed)
     encode = import_clip().clip._tokenizer.encode
-    pairs = datasets.class_words(config.dataset, config.classes)
-    words = [[encode(word) for word in pair] for pair in pairs]
-    known = {token for pair in words for word in pair for token in word}
-    texts = phrasings(config, TRAIN_TEMPLATES)
-    tokens = torch.stack([import_clip().tokenize(group) for group in texts])  # (C, P, 77)
-    classes = len(words)
-    captions = max(CAPTIONS, min(2 * classes, MOST_CAPTIONS))
+    captions = captions_of(config, pixels, labels)
+    names = [[encode(word) for word in pair] for pair in datasets.class_words(config)]
+    words = [[encode(word) for word in pair] for pair in captions.words]
+    known = {token for pair in names + words for word in pair for token in word}
+    letters = [token for token in (320, 328) if token in known]  # "a" and "I"
+    tokens = import_clip().tokenize(captions.sentences)  # (S, 77)
 
     model = build_clip().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
-    y_text = torch.arange(captions) % classes
     bar = Progress(range(steps), "tiny CLIP", unit="step", leave=False)
     for _ in bar:
-        i = torch.randint(len(pixels), (IMAGES,))
-        if classes > captions:  # as many captions as there is room for, those of the images first
-            y_text = torch.cat([labels[i].unique(), torch.randperm(classes)])[:captions]
+        i = captions.draw(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
-        fixed = tokens[y_text, torch.randint(tokens.shape[1], (captions,))]
-        noisy = torch.rand(captions, 1) < P_NOISE
-        text = torch.where(noisy, noisy_captions(y_text, words, known), fixed)
-        same = labels[i, None] == y_text
+        # Captions of these images first, then of some others.
+        j = torch.cat([i, captions.draw(OTHERS)])
+        said = captions.say(j, P_SAY)  # (J, attributes)
+        fixed = tokens[captions.find(j, said)]  # (J, 77)
+        noisy = torch.rand(len(said)) < P_NOISE
+        # Some say attributes alone: so their words mean the same beside every class.
+        nameless = noisy & (said != 0).any(1) & (torch.rand(len(said)) < P_NAMELESS)
+        which = []
+        for label, row, none in zip(labels[j].tolist(), said.tolist(), nameless.tolist()):
+            name = [] if none else names[label][int(torch.randint(2, (1,)))]
+            which.append([name, *(words[k][x > 0] for k, x in enumerate(row) if x)])
+        text = torch.where(noisy[:, None], noisy_captions(which, known, letters), fixed)
+        fits = (said == 0) | (said == captions.states[i, None])  # (I, J, attributes)
+        same = ((labels[i, None] == labels[j]) | nameless) & fits.all(2)  # (I, J)
         loss = contrastive_loss(model, image.to(device), text.to(device), same.to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -152,6 +160,14 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval()
+
+
+def captions_of(config, pixels: torch.Tensor, labels: torch.Tensor, thresholds=None) -> Captions:
+    values = attributes.measured(config, pixels.numpy())
+    if thresholds is None:
+        thresholds = attributes.thresholds(config, values)
+    states = torch.from_numpy(attributes.states(config, values, thresholds))
+    return Captions(config, labels, states, thresholds.values())
 
 
 # ── Reading with it ──

@@ -21,7 +21,8 @@ TREES = {
 }
 FLOORS = [  # from the ground up; a module imports from floors below its own, or acyclically beside
     {"kit.base", "kit.__init__"},
-    {"kit.datasets", "kit.flags", "kit.muon", "kit.processes"},
+    {"kit.datasets", "kit.attributes", "kit.captions", "kit.folder", "kit.flags", "kit.muon"}
+    | {"kit.processes"},
     {"kit.images", "kit.quickdraw", "kit.clip"},
     {"kit.tiny_clip", "kit.judge", "kit.run"},
     {"kit.encoders", "kit.samples", "kit.pictures", "kit.metrics"},
@@ -32,7 +33,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, or
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # Of PyPI; matplotlib and torch among them are what the issue of a slow start is about.
 PACKAGES = {"torch", "torchvision", "clip", "numpy", "pandas", "matplotlib", "jinja2", "tqdm"}
-PACKAGES |= {"packaging"}
+PACKAGES |= {"packaging", "scipy", "PIL"}
 
 
 def imported(tree):
@@ -82,7 +83,7 @@ def test_a_script_loads_nothing_that_it_does_not_use():
     code = "import sys, a0_uncond; print(*[x for x in sys.modules if x.startswith('kit.')], *"
     code += "{'clip', 'pandas', 'torchvision', 'evaluate'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    names = "base datasets flags images run samples pictures encoders muon processes"
+    names = "base datasets captions flags images run samples pictures encoders muon processes"
     assert {*done.stdout.split()} == {f"kit.{name}" for name in names.split()}, done.stderr
 
 
@@ -93,7 +94,7 @@ def test_only_allowed_packages_and_each_of_them_is_required():
     lines = (ROOT / "requirements.txt").read_text().split()
     required = {re.match(r"[\w-]+", line)[0] for line in lines}
     of_clip = {"ftfy", "regex"}  # which OpenAI's package imports
-    assert required == PACKAGES - {"clip"} | {"clip-anytorch"} | of_clip
+    assert required == PACKAGES - {"clip", "PIL"} | {"clip-anytorch", "pillow"} | of_clip
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -30,7 +30,7 @@ from glob import glob
 from IPython.display import Image, display
 
 {}display(Image(max(glob("results/*/*/images/{}*.png"), key=os.path.getmtime)))"""
-PROMPT = 'main(["--dataset", "mnist", "--prompt", "a handwritten seven", "--n", "16"])\n'
+PROMPT = 'main(["--dataset", "mnist", "--prompt", "a thick seven leaning left", "--n", "16"])\n'
 REPORT = """\
 from IPython.display import HTML, display
 display(HTML(open("results/mnist/compare/report.html", encoding="utf-8").read()))"""

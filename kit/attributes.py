@@ -1,7 +1,6 @@
 """What a sentence says beside the class: measures of an image, and the words for low and high.
 
-Formulas  thickness and slant as Morpho-MNIST has them (Castro et al. 2019), in pixels and degrees.
-Words     low and high: below and above fixed quantiles of the training images.
+Thickness and slant are measured as in Morpho-MNIST (Castro et al. 2019).
 """
 
 import sys
@@ -22,11 +21,8 @@ SCALE = 4  # by which images are enlarged before their strokes are measured
 
 
 def thickness(pixels: np.ndarray) -> np.ndarray:
-    """The mean width of the strokes, in pixels.
-
-    Twice the mean distance to the background, over the ridge: where it is the largest among the 8
-    neighbours.
-    """
+    """Of the strokes, in pixels: twice the mean distance to the background over the ridge, that is,
+    where it is the largest among the 8 neighbours."""
     widths = np.full(len(pixels), np.nan)
     images = torch.tensor(pixels.copy())[:, None].float()
     large = F.interpolate(images, scale_factor=SCALE, mode="bicubic")[:, 0] >= 127.5
@@ -42,9 +38,8 @@ def thickness(pixels: np.ndarray) -> np.ndarray:
 
 def moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Central second moments of the grey image: of x, of x and y, of y; nan without ink."""
-    ink, (y, x) = pixels.astype(np.float64), np.mgrid[:28, :28]
-    with np.errstate(invalid="ignore"):
-        ink /= ink.sum((1, 2), keepdims=True)
+    total, (y, x) = pixels.sum((1, 2), keepdims=True, dtype=np.float64), np.mgrid[:28, :28]
+    ink = pixels / np.where(total > 0, total, np.nan)
     x = x - (ink * x).sum((1, 2), keepdims=True)
     y = y - (ink * y).sum((1, 2), keepdims=True)
     return tuple((ink * product).sum((1, 2)) for product in (x * x, x * y, y * y))
@@ -59,8 +54,7 @@ def slant(pixels: np.ndarray) -> np.ndarray:
 def shape(pixels: np.ndarray) -> np.ndarray:
     """Width against height: of the standard deviations of the ink, the logarithm to base 2."""
     xx, _, yy = moments(pixels)
-    with np.errstate(divide="ignore"):
-        return np.log2(xx / yy) / 2
+    return np.log2(np.maximum(xx, 1e-9) / np.maximum(yy, 1e-9)) / 2
 
 
 def ink(pixels: np.ndarray) -> np.ndarray:
@@ -84,24 +78,19 @@ def of_dataset(dataset: str) -> tuple[Attribute, ...]:
 
 
 def measured(config, pixels: np.ndarray) -> np.ndarray:
-    """pixels uint8 (n, 28, 28) -> the data set's measures (n, attributes).
-
-    Of the same images once: they are kept under --data-dir.
-    """
+    """pixels uint8 (n, 28, 28) -> measures (n, attributes), which are kept under --data-dir."""
     measures = [x.measure for x in of_dataset(config.dataset)]
 
     def compute():
-        rows = []
-        for start in Progress(range(0, len(pixels), 500), "attributes", unit="500", leave=False):
-            rows.append(np.stack([x(pixels[start : start + 500]) for x in measures], 1))
-        return {"values": np.concatenate(rows)}
+        parts = Progress(np.split(pixels, range(500, len(pixels), 500)), "attributes", unit="500")
+        return {"values": np.concatenate([np.stack([x(y) for x in measures], 1) for y in parts])}
 
     folder, name = config.data_dir / "attributes", "_".join(x.__name__ for x in measures)
     return kept(folder, name, [pixels], compute, sys.modules[__name__])["values"]
 
 
 def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
-    """values: measured() of all training images -> attribute -> low word, high word -> threshold.
+    """values: measured() of all training images -> attribute -> word -> where it begins.
 
     What separates nothing, or whose words name a class, is left out, which a line says.
     """

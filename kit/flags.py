@@ -218,7 +218,7 @@ class Config(DataConfig):
         if self.interval is not None and self.interval[0] > self.interval[1]:
             first, last = self.interval
             raise UserError(f"--interval {first},{last}: the lower t comes first, {last},{first}")
-        example = 'for example --prompt "a handwritten seven"'
+        example = 'for example --prompt "a thick seven leaning left"'
         if self.prompt is None:
             alone = sorted(self.given & {"n", "scale"})
             if alone:

@@ -151,8 +151,8 @@ def test_with_many_classes_some_sentences_evenly_chosen(classes):
     assert len({*sentences}) == len(sentences)
     counts = [sum(f"thing{i}x" in text for text in sentences) for i in range(classes)]
     assert len({*counts}) == 1
-    of_template = [sum(text.startswith(start) for text in sentences)
-                   for start in ("a doodle of", "please draw", "draw me", "the outline of")]  # fmt: skip
+    starts = "a doodle of", "please draw", "draw me", "the outline of"
+    of_template = [sum(text.startswith(start) for text in sentences) for start in starts]
     assert max(of_template) <= 1.25 * min(of_template)
 
 

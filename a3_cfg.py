@@ -35,7 +35,7 @@ class Config(common.Config):
 
     train_steps: int = flag(4600, "optimiser steps", 1, 10**7)
     batch_size: int = flag(64, "images per step", 1, 10**7)
-    lr: float = flag(3e-3, "peak learning rate of all but the convolutions", 1e-9, 1)
+    lr: float = flag(5e-3, "peak learning rate of all but the convolutions", 1e-9, 1)
     muon_lr: float = flag(0.02, "of the convolutions, by Muon", 1e-9, 1)
     ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
     widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
@@ -49,7 +49,7 @@ class Config(common.Config):
     p_uncond: float = flag(0.1, "share of texts left out, of those that name a class alone", 0, 1)
     scale: float = flag(2.0, "with --prompt: guidance scale, 1 is none", 0, 100, use="free")
     scales: tuple[float, ...] = flag((1.0, 2.0, 3.0), "of the samples", 0, 100, use="free")
-    interval: tuple[int, int] = flag((400, 700), "of t, where guidance acts", 0, T, use="sampling")
+    interval: tuple[int, int] = flag((350, 700), "of t, where guidance acts", 0, T, use="sampling")
 
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────

@@ -34,10 +34,10 @@ class Captions:
     def __init__(self, config, labels: torch.Tensor, states: torch.Tensor, words):
         """labels int64 (N,) and states int8 (N, attributes; -1 low, 1 high) of the images."""
         self.labels, self.states, self.words = labels, states, [tuple(pair) for pair in words]
-        # An image is drawn twice as often for each word that it could be given, since half of its
-        # captions leave the word out: so what names a class alone still stands for all of it.
-        twice = 2 ** (states != 0).sum(1)
-        self.turns = torch.arange(len(labels), device=labels.device).repeat_interleave(twice)
+        # An image is drawn three times as often for each word that fits it, and two of three times
+        # the word is said. So captions without words, the third, still stand for all images.
+        turns = 3 ** (states != 0).sum(1)
+        self.turns = torch.arange(len(labels), device=labels.device).repeat_interleave(turns)
         every = combinations(len(self.words))
         said = [combination for combination in every if combination != UNSAID]
         room = max(1, MOST // (len(config.classes) * len(said)))
@@ -59,7 +59,7 @@ class Captions:
         """-> n images by chance (n,)."""
         return self.turns[torch.randint(len(self.turns), (n,), device=self.turns.device)]
 
-    def say(self, i: torch.Tensor, share: float = 0.5) -> torch.Tensor:
+    def say(self, i: torch.Tensor, share: float = 2 / 3) -> torch.Tensor:
         """Images i (B,) -> what is said of their attributes (B, attributes): -1, low, 1, high.
 
         0: nothing, and so of each attribute where nothing is to be said, or not at this share.

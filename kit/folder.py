@@ -19,7 +19,7 @@ from kit.base import Progress, UserError, kept, one_line
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST = 20  # pictures of a class
-LONGEST = 60  # signs of a class's name: CLIP reads 77 tokens
+LONGEST = 48  # bytes of a class's name: CLIP reads 77 tokens, a sentence's other words too
 
 
 # ── What lies there ──
@@ -51,15 +51,14 @@ def words_of_name(path: Path) -> str:
     name = unicodedata.normalize("NFKC", path.name).lower()
     words = " ".join(re.split(r"[_\-\s]+", name)).strip()
     try:
-        words.encode()
-        text = any(sign.isalnum() for sign in words) and len(words) <= LONGEST
+        text = len(words.encode()) <= LONGEST and any(sign.isalnum() for sign in words)
     except UnicodeEncodeError:  # bytes that are no UTF-8 become surrogates
         text = False
     if not text:
         shown = path.name.encode("utf-8", "replace").decode()
         raise UserError(
             f"{path.parent}: the folder name {shown[:80]!r} is no text that a prompt can say; "
-            f"rename it (letters or digits, at most {LONGEST} signs)"
+            f"rename it (letters or digits, at most {LONGEST} bytes)"
         )
     return words
 

@@ -16,6 +16,7 @@ Result    98.6 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (
 
 import sys
 import time
+from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,9 @@ from kit.images import EMBEDDED as DIGIT_IMAGES
 from kit.images import embedded_mnist, jitter, load_dataset, to_images
 
 EMBEDDED = ROOT / "assets" / "tiny_clip.pt"  # not there in a notebook
-STEPS, IMAGES, OTHERS, LR = 1300, 64, 16, 2e-3  # images of a step, captions of others
-LAYERS, P_SAY, P_NAMELESS = 3, 0.8, 0.25
-P_NOISE, MAX_NOISE = 0.75, 20  # share of captions among random tokens; most of these on a side
+STEPS, IMAGES, OTHERS, LR = 2600, 40, 8, 2e-3  # images of a step, captions of other images
+P_SAY, P_NAMELESS = 0.8, 0.2  # share of fitting words that are said; of captions without a class
+P_NOISE, MAX_NOISE = 0.75, 40  # share of captions among random tokens; most of these in one
 
 
 # ── The one that a data set needs ──
@@ -51,7 +52,8 @@ def load_tiny(config, device: torch.device) -> Clip:
 def tiny_path(config) -> Path:
     if config.dataset == "mnist" and EMBEDDED.parent.exists():
         return EMBEDDED
-    return config.data_dir / "tiny_clip" / datasets.file_name(config)
+    # An earlier version made some without this word, which know no attributes.
+    return config.data_dir / "tiny_clip" / f"words_{datasets.file_name(config)}"
 
 
 def check_learned(clip: Clip, file: Path, config) -> Clip:
@@ -68,40 +70,67 @@ def check_learned(clip: Clip, file: Path, config) -> Clip:
 
 
 def build_clip():
-    """-> clip.model.CLIP: ModifiedResNet on 64 x 64 images, text transformer of 2 layers, 64-d."""
+    """-> clip.model.CLIP: ModifiedResNet on 64 x 64 images, text transformer of 3 layers, 64-d."""
     image = {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 10}
-    text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": LAYERS}
+    text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
     tokens = {"context_length": 77, "vocab_size": 49408}
     clip = import_clip().model.CLIP
     return clip(embed_dim=64, vision_patch_size=None, **image, **tokens, **text).float()
 
 
-def noisy_captions(words: list[list[list[int]]], known: set[int], letters: list[int]):
-    """words: of each caption the tokens of each word that it says, the class's first -> (B, 77).
+# tokens: of all captions that are made of phrasings (S, 77). Token ids: names of each class its two
+# words; words of each attribute the low and the high one; known all of these; letters "a" and "I"
+Vocabulary = namedtuple("Vocabulary", "tokens names words known letters")
 
-    That is: start, the words in any order among random tokens, end. Of known tokens only "a" and
-    "I" (letters) are among the random ones too, since sentences about other letters have them.
-    """
-    start, end = 49406, 49407
-    tokens = torch.zeros(len(words), 77, dtype=torch.long)
-    for row, (name, *others) in zip(tokens, words):
-        said = [others[i] for i in torch.randperm(len(others))]
-        said.insert(int(torch.randint(len(said) + 1, (1,))), name)
-        lengths = torch.randint(0, 2 * MAX_NOISE // (len(said) + 1) + 1, (len(said) + 1,)).tolist()
-        caption, after_name = [start], False
-        for length, word in zip(lengths, [*said, []]):
-            noise = [token for token in torch.randint(0, start, (length,)).tolist()
-                     if token not in known]  # fmt: skip
-            # Of two letters the last one counts.
-            if letters and noise and not (after_name and name[-1:] and name[-1] in letters):
-                for _ in range(int(torch.randint(3, (1,)))):
-                    letter = letters[int(torch.randint(len(letters), (1,)))]
-                    noise[int(torch.randint(len(noise), (1,)))] = letter
-            caption += noise + word
-            after_name |= word is name
-        caption.append(end)
-        row[: len(caption)] = torch.tensor(caption)
-    return tokens
+
+def vocabulary_of(config, captions: Captions) -> Vocabulary:
+    encode = import_clip().clip._tokenizer.encode
+    names = [[encode(word) for word in pair] for pair in datasets.class_words(config)]
+    words = [[encode(word) for word in pair] for pair in captions.words]
+    known = {token for pair in names + words for word in pair for token in word}
+    letters = [token for token in (320, 328) if token in known]
+    return Vocabulary(import_clip().tokenize(captions.sentences), names, words, known, letters)
+
+
+def noise(n: int, vocabulary: Vocabulary, letters: bool) -> list[int]:
+    """At most n random tokens. Of known ones only letters, since other sentences have them too."""
+    found = torch.randint(0, 49406, (n,)).tolist()
+    found = [token for token in found if token not in vocabulary.known]
+    if letters and found and torch.rand(()) < 0.5:
+        letter = int(torch.randint(len(vocabulary.letters), ()))
+        found[int(torch.randint(len(found), ()))] = vocabulary.letters[letter]
+    return found
+
+
+def noisy_caption(name: list[int], words: list[list[int]], vocabulary: Vocabulary) -> torch.Tensor:
+    """Tokens (77,): a class's name and the words of attributes, in any order, among random ones."""
+    parts = [words[i] for i in torch.randperm(len(words))]
+    place = int(torch.randint(len(parts) + 1, ()))
+    parts.insert(place, name)
+    room = min(MAX_NOISE, 75 - sum(map(len, parts)))
+    most, caption = room // (len(parts) + 1), [49406]  # start
+    for i, part in enumerate([*parts, [49407]]):  # end
+        # Of two letters the last one counts.
+        after_letter = i > place and name[-1:] and name[-1] in vocabulary.letters
+        letters = bool(vocabulary.letters) and not after_letter
+        caption += noise(int(torch.randint(most + 1, ())), vocabulary, letters) + part
+    return F.pad(torch.tensor(caption), (0, 77 - len(caption)))
+
+
+def captions_for(i: torch.Tensor, captions: Captions, vocabulary: Vocabulary):
+    """Images i (I,) -> captions of them and of some others (J, 77), which fits which (I, J)."""
+    j = torch.cat([i, captions.draw(OTHERS)])
+    labels, said = captions.labels[j], captions.say(j, P_SAY)  # (J,), (J, attributes)
+    tokens = vocabulary.tokens[captions.find(j, said)]  # (J, 77)
+    noisy = torch.rand(len(j)) < P_NOISE
+    # Some say attributes alone: so a word means the same beside every class.
+    nameless = noisy & (said != 0).any(1) & (torch.rand(len(j)) < P_NAMELESS)
+    for k in noisy.nonzero()[:, 0].tolist():
+        name = vocabulary.names[labels[k]][int(torch.randint(2, ()))]
+        words = [pair[x > 0] for pair, x in zip(vocabulary.words, said[k].tolist()) if x]
+        tokens[k] = noisy_caption([] if nameless[k] else name, words, vocabulary)
+    fits = (said == 0) | (said == captions.states[i, None])  # (I, J, attributes)
+    return tokens, ((captions.labels[i, None] == labels) | nameless) & fits.all(2)
 
 
 def contrastive_loss(
@@ -124,14 +153,8 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
           seed: int):  # fmt: skip
     """pixels uint8 (N, 28, 28), labels (N,) -> the trained model, in evaluation mode."""
     torch.manual_seed(seed)
-    encode = import_clip().clip._tokenizer.encode
     captions = captions_of(config, pixels, labels)
-    names = [[encode(word) for word in pair] for pair in datasets.class_words(config)]
-    words = [[encode(word) for word in pair] for pair in captions.words]
-    known = {token for pair in names + words for word in pair for token in word}
-    letters = [token for token in (320, 328) if token in known]  # "a" and "I"
-    tokens = import_clip().tokenize(captions.sentences)  # (S, 77)
-
+    vocabulary = vocabulary_of(config, captions)
     model = build_clip().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
@@ -139,20 +162,7 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
     for _ in bar:
         i = captions.draw(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
-        # Captions of these images first, then of some others.
-        j = torch.cat([i, captions.draw(OTHERS)])
-        said = captions.say(j, P_SAY)  # (J, attributes)
-        fixed = tokens[captions.find(j, said)]  # (J, 77)
-        noisy = torch.rand(len(said)) < P_NOISE
-        # Some say attributes alone: so their words mean the same beside every class.
-        nameless = noisy & (said != 0).any(1) & (torch.rand(len(said)) < P_NAMELESS)
-        which = []
-        for label, row, none in zip(labels[j].tolist(), said.tolist(), nameless.tolist()):
-            name = [] if none else names[label][int(torch.randint(2, (1,)))]
-            which.append([name, *(words[k][x > 0] for k, x in enumerate(row) if x)])
-        text = torch.where(noisy[:, None], noisy_captions(which, known, letters), fixed)
-        fits = (said == 0) | (said == captions.states[i, None])  # (I, J, attributes)
-        same = ((labels[i, None] == labels[j]) | nameless) & fits.all(2)  # (I, J)
+        text, same = captions_for(i, captions, vocabulary)
         loss = contrastive_loss(model, image.to(device), text.to(device), same.to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -162,12 +172,12 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
     return model.eval()
 
 
-def captions_of(config, pixels: torch.Tensor, labels: torch.Tensor, thresholds=None) -> Captions:
+def captions_of(config, pixels: torch.Tensor, labels: torch.Tensor, chosen=None) -> Captions:
+    """chosen: attributes.thresholds(), else those of these pixels."""
     values = attributes.measured(config, pixels.numpy())
-    if thresholds is None:
-        thresholds = attributes.thresholds(config, values)
-    states = torch.from_numpy(attributes.states(config, values, thresholds))
-    return Captions(config, labels, states, thresholds.values())
+    chosen = attributes.thresholds(config, values) if chosen is None else chosen
+    states = torch.from_numpy(attributes.states(config, values, chosen))
+    return Captions(config, labels, states, chosen.values())
 
 
 # ── Reading with it ──
@@ -196,6 +206,24 @@ def measure(clip: Clip, config, pixels: torch.Tensor, labels: torch.Tensor) -> d
     return {name: share.float().mean().item() for name, share in shares.items()}
 
 
+@torch.no_grad()
+def measure_words(clip: Clip, config, captions: Captions, pixels: torch.Tensor) -> dict[str, float]:
+    """Attribute word -> of the images that it fits, the share that are nearer to "{word} {class}"
+    than to the same with the opposite word, in held-out phrasings.
+    """
+    vectors, shares = clip.encode_image(to_images(pixels)), {}
+    for k, pair in enumerate(captions.words):
+        scores = []
+        for word in pair:
+            texts = phrasings(config, datasets.HELDOUT_TEMPLATES, (word,))
+            means = torch.stack([clip.encode_text(group).mean(0) for group in texts])  # (C, dim)
+            scores.append((vectors * F.normalize(means, dim=-1)[captions.labels]).sum(1))
+        for word, state, sign in zip(pair, (-1, 1), (1, -1)):
+            fits = captions.states[:, k] == state
+            shares[word] = (sign * (scores[0] - scores[1]) > 0)[fits].float().mean().item()
+    return shares
+
+
 # ── A file of it ──
 
 
@@ -216,7 +244,10 @@ def make(file: Path, config, device: torch.device, steps: int, seed: int) -> str
     model = train(config, device, pixels, labels, steps, seed).half()
     state = {**model.state_dict(), "learned": [config.dataset, config.classes]}
     save_file(file, lambda content: torch.save(state, content))
-    result = measure(Clip("tiny", file, device), config, *real_images(config, "test"))
+    clip, held_out = Clip("tiny", file, device), real_images(config, "test")
+    chosen = attributes.thresholds(config, attributes.measured(config, pixels.numpy()))
+    result = measure(clip, config, *held_out)
+    result |= measure_words(clip, config, captions_of(config, *held_out, chosen), held_out[0])
     seen = ", ".join(f"{name} {share:.1%}" for name, share in result.items())
     size, seconds = file.stat().st_size / 1e6, time.time() - start
     return f"{file}: {size:.2f} MB, {seconds:.0f} s; accuracy on what it never saw: {seen}"

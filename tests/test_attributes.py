@@ -57,9 +57,9 @@ def test_an_image_without_ink_is_neither_low_nor_high():
 
 def test_thresholds_are_the_quantiles_of_the_training_digits(tmp_path):
     pixels, config = embedded_mnist("train")[0][::10], data_args(data_dir=tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()  # which other processes do not add to
     values = attributes.measured(config, pixels.numpy())
-    assert time.perf_counter() - start < 0.002 * len(pixels)  # 2 ms an image
+    assert time.process_time() - start < 0.002 * len(pixels)  # 2 ms an image
     chosen = attributes.thresholds(config, values)
     assert list(chosen) == ["thickness", "slant"]
     assert list(chosen["slant"]) == ["leaning left", "leaning right"]
@@ -114,7 +114,7 @@ def made(config, n=4000, words=WORDS):
     return captions.Captions(config, labels, states, words)
 
 
-def test_a_caption_says_no_more_than_what_is_so_and_each_half_of_the_time():
+def test_a_caption_says_no_more_than_what_is_so_and_two_of_three_times():
     them, n = made(data_args()), 4000
     i = torch.arange(n)
     sentences = [them.sentences[x] for x in them.find(i, them.say(i)).tolist()]
@@ -129,10 +129,24 @@ def test_a_caption_says_no_more_than_what_is_so_and_each_half_of_the_time():
     pair = (them.states == torch.tensor([1, -1])).all(1)  # thick and leaning left
     for k in (0, 1):
         asked = (them.states[:, k] != 0) & ~pair
-        assert (said[asked, k] != 0).float().mean() == pytest.approx(0.5, abs=0.03)
-        assert (said[pair, k] != 0).float().mean() == pytest.approx(0.375, abs=0.06)
+        assert (said[asked, k] != 0).float().mean() == pytest.approx(2 / 3, abs=0.03)
+        assert (said[pair, k] != 0).float().mean() == pytest.approx(4 / 9, abs=0.06)
     both = (said != 0).all(1)[(them.states != 0).all(1) & ~pair]
-    assert both.float().mean() == pytest.approx(0.25, abs=0.05)
+    assert both.float().mean() == pytest.approx(4 / 9, abs=0.05)
+
+
+def test_captions_without_words_stand_for_all_images():
+    """What is thin is as frequent among them as in the data, though its word is often said."""
+    torch.manual_seed(0)
+    states = torch.tensor([-1, 1, 0, 0], dtype=torch.int8).repeat(500)[:, None]  # quartiles
+    labels = torch.zeros(2000, dtype=torch.long)
+    them = captions.Captions(data_args(), labels, states, WORDS[:1])
+    i = them.draw(60_000)
+    said = them.say(i)[:, 0]
+    assert (said == 0).float().mean() == pytest.approx(0.5, abs=0.01)  # half of all captions
+    silent = states[i[said == 0], 0]
+    for state, share in ((-1, 0.25), (0, 0.5), (1, 0.25)):
+        assert (silent == state).float().mean() == pytest.approx(share, abs=0.01)
 
 
 def test_the_held_out_pair_stands_in_no_sentence():

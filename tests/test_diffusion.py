@@ -18,7 +18,7 @@ import a3_cfg
 import a4_full
 import cgan
 import common
-from kit import datasets, samples
+from kit import captions, datasets, samples
 
 
 def random_model(script=a4_full, seed=0):
@@ -50,6 +50,20 @@ class FakeRun:
 
     def autocast(self):
         return contextlib.nullcontext()
+
+    def captions(self, labels):
+        """Each caption that is said is noted in self.said."""
+        states = torch.randint(-1, 2, (len(labels), 2), dtype=torch.int8)
+        words = [("thin", "thick"), ("leaning left", "leaning right")]
+        self.made, self.said = captions.Captions(self.config, labels, states, words), []
+        say = self.made.say
+
+        def noted(i):
+            self.said.append(say(i))
+            return self.said[-1]
+
+        self.made.say = noted
+        return self.made
 
     def load_data(self):
         return torch.randint(256, (100, 28, 28), dtype=torch.uint8), torch.arange(100) % 2
@@ -303,7 +317,7 @@ def test_the_unconditional_network_depends_on_t():
 
 
 @pytest.mark.parametrize("script", [a3_cfg, a4_full])
-def test_one_training_text_in_forty_becomes_the_mean_text(script, monkeypatch):
+def test_one_in_ten_of_the_texts_that_name_a_class_alone_becomes_the_mean_text(script, monkeypatch):
     """Through the real training loop, looked at where the loss sees the texts."""
     seen, run = [], FakeRun(script, steps=40)
     model = script.UNet(script.Config(), 8)
@@ -317,7 +331,9 @@ def test_one_training_text_in_forty_becomes_the_mean_text(script, monkeypatch):
     torch.manual_seed(0)
     script.train(run, model, script.UNet(script.Config(), 8))
     dropped = torch.cat(seen)
-    assert len(dropped) == 40 * 64 and 0.015 < dropped.float().mean() < 0.035
+    alone = (torch.cat(run.said) == 0).all(1)
+    assert len(dropped) == 40 * 64 and 0.1 < alone.float().mean() < 0.3
+    assert 0.06 < dropped[alone].float().mean() < 0.14 and not dropped[~alone].any()
 
 
 @pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full])
@@ -346,15 +362,14 @@ def test_texts_are_read_centred_and_scaled_by_the_training_phrasings(script):
     network = script.Generator if script is cgan else script.UNet
     model, ema = (network(run.config, 8) for _ in range(2))
     script.train(run, model, ema)
-    groups = common.phrasings(run.config, common.TRAIN_TEMPLATES)
-    texts = torch.stack([run.encode(group) for group in groups])  # (C, P, 8)
+    texts = run.encode(run.made.sentences)  # (S, 8)
     networks = [model, ema]
     networks += [run.modules["discriminator"].score] if script is cgan else []
     for net in networks:
         seen = []
         first = net.text if isinstance(net.text, torch.nn.Linear) else net.text[0]
         first.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-        text = texts.flatten(0, 1)
+        text = texts[::3]
         B = len(text)
         if script is cgan and net in (model, ema):
             net(torch.zeros(B, run.config.z), text)
@@ -362,7 +377,7 @@ def test_texts_are_read_centred_and_scaled_by_the_training_phrasings(script):
             net(torch.zeros(B, 2 * run.config.widths[1]), text)
         else:
             net(torch.zeros(B, 1, 28, 28), torch.full((B,), 500), text)
-        assert seen[0].mean(0).abs().max() < 1e-3 and 0.8 < seen[0].std() < 1.25
+        assert seen[0].mean(0).abs().max() < 0.2 and 0.8 < seen[0].std() < 1.25
         assert {"text_mean", "text_std"} <= set(net.state_dict()), "kept in the checkpoint"
 
 

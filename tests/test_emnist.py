@@ -13,7 +13,7 @@ from torchvision.datasets import EMNIST
 
 import common
 import evaluate
-from kit import base, datasets, images, judge, tiny_clip
+from kit import base, captions, datasets, images, judge, tiny_clip
 from kit.clip import Clip, import_clip
 from kit.encoders import load_clip
 
@@ -105,7 +105,7 @@ def load(folder, emnist_split, split="train"):
 def test_names_are_those_of_the_official_mapping(split):
     names = [chr(code) for code in OFFICIAL[split]]
     assert list(datasets.EMNIST_SPLITS[split]) == names
-    words = datasets.class_words("emnist", names)
+    words = datasets.class_words(data_args("emnist", names))
     spoken = [tuple(import_clip().clip._tokenizer.encode(word)) for pair in words for word in pair]
     assert len(set(spoken)) == 2 * len(names), (
         "CLIP reads no capitals, so the words must tell b and B apart"
@@ -186,20 +186,27 @@ def test_captions_about_other_letters_have_articles_in_them():
     """A sentence about B may hold "a" and "I", which are letters too; about A, only before it."""
     torch.manual_seed(0)
     encode = import_clip().clip._tokenizer.encode
-    words = [
-        [encode(word) for word in pair]
-        for pair in datasets.class_words("emnist", datasets.EMNIST_SPLITS["letters"])
-    ]
-    known, (a, i) = (
-        {token for pair in words for word in pair for token in word},
-        (encode("a")[0], encode("i")[0]),
-    )
-    about_b = tiny_clip.noisy_captions(torch.ones(200, dtype=torch.long), words, known).tolist()
+    config = data_args("emnist", datasets.EMNIST_SPLITS["letters"])
+    labels, states = torch.arange(26), torch.zeros(26, 2, dtype=torch.int8)
+    words = [("thin", "thick"), ("leaning left", "leaning right")]
+    made = captions.Captions(config, labels, states, words)
+    vocabulary = tiny_clip.vocabulary_of(config, made)
+    (a,), (i,), (thick,) = map(encode, ("a", "i", "thick"))
+    assert vocabulary.letters == [a, i] and {a, i, thick} < vocabulary.known
+
+    def about(label):
+        name = vocabulary.names[label][0]
+        return [tiny_clip.noisy_caption(name, [[thick]], vocabulary).tolist() for _ in range(200)]
+
+    about_b = about(1)
     assert 40 < sum(a in row or i in row for row in about_b) < 190
-    for row in tiny_clip.noisy_captions(torch.zeros(200, dtype=torch.long), words, known).tolist():
-        assert max(k for k, token in enumerate(row) if token in (a, i)) == len(row) - 1 - row[
-            ::-1
-        ].index(a)
+    for row in about(0):
+        last = max(k for k, token in enumerate(row) if token in (a, i))
+        assert last == len(row) - 1 - row[::-1].index(a)
+    for row in about_b:
+        assert row.count(thick) == row.count(encode("b")[0]) == row.count(49407) == 1
+    first = [row.index(thick) < row.index(encode("b")[0]) for row in about_b]
+    assert 60 < sum(first) < 140, "words and class in any order"
 
 
 def test_digits_are_read_from_emnist_as_the_digits_they_are(emnist_host, tmp_path):

@@ -256,7 +256,7 @@ def test_the_345_names_their_words_and_templates():
     assert (
         len(set(NAMES)) == 345 and {*datasets.DRAWINGS} < {*NAMES} and len(datasets.DRAWINGS) == 10
     )
-    words = dict(zip(NAMES, datasets.class_words("quickdraw", NAMES)))
+    words = dict(zip(NAMES, datasets.class_words(data_args("quickdraw", NAMES))))
     assert (
         words["cat"] == ("cat", "a cat")
         and words["owl"] == ("owl", "an owl")
@@ -336,7 +336,7 @@ def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeyp
     assert config["text_encoder"] == "tiny" and config["data_source"] == "QuickDraw"
     _, labels, prompts = samples.load_samples(run / "images" / "samples_w2.0.npz")
     assert np.bincount(labels).tolist() == [3] * 10 + [2] * 20
-    words = datasets.class_words("quickdraw", names)
+    words = datasets.class_words(data_args("quickdraw", names))
     assert all(words[y][0] in prompt for y, prompt in zip(labels, prompts))
     grid = imread(run / "images" / "samples.png")
     assert abs(grid.shape[1] / 60 - 26) < 2, "26 columns of 0.3 inches at 200 dots"

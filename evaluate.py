@@ -2,8 +2,8 @@
 
 Command   python evaluate.py --dataset mnist
           every run in results/mnist and results/*/mnist, or those named
-Writes    metrics/fid_scores.csv, mse_diversity.csv and clip_sim_scores.csv of each run, and a
-          judged_*.npz for each sample file; prints all as tables. What takes long is kept in
+Writes    metrics/fid_scores.csv, mse_diversity.csv, clip_sim_scores.csv, attributes.csv of each
+          run, a judged_*.npz for each sample file; prints all as tables. What takes long is kept in
           data/features, so that a second time is short
 Judge     a small CNN (kit/judge.py) that learned from real images alone: it reads the class of
           each image, and FID is made of its features where Inception v3 cannot be had
@@ -17,6 +17,8 @@ Metrics   FID (Heusel et al. 2017), KID (Binkowski et al. 2018), density and cov
           from the generated ones; copied: share of images that repeat a training image
           clip_similarity: cosine of image and prompt; accuracy: the share that the judge reads as
           what was asked for
+Obedience attributes.csv: where prompts say more than a class, the share of images that formulas
+          find as asked (kit/attributes.py), beside the same share without asking
 Floors    The same for real images outside the reference, for noise, and (similarity) for prompts
           of other classes
 """
@@ -229,6 +231,7 @@ class Evaluator:
         self.clip = common.load_clip(config.clip, config, self.device)
         self.extractor, self.extract = pick_extractor(config.extractor, self.judge, self.device)
         self.text_vectors, self.floors, self.floor_rows, self.trainings = {}, {}, {}, {}
+        self.asked = []  # rows of obedience()
         pixels, labels, _ = common.load_dataset(config, "test")
         self.held_out = round_the_classes(pixels, labels, len(self.names), 2 * REFERENCE)
         half = len(self.held_out[0]) // (2 * len(self.names)) * len(self.names)
@@ -428,6 +431,8 @@ class Evaluator:
         chosen, rows = run.get("attributes") or {}, []
         words = [tuple(pair) for pair in chosen.values()]
         paths = sorted(folder.glob("images/samples_attributes_*.npz")) if chosen else []
+        if not paths:
+            return []
         real = self.states(self.real["pixels"], chosen)
         for path in Progress(paths, f"{folder.name}, attributes", unit="file", leave=False):
             pixels, labels, prompts = load_samples(path)
@@ -487,6 +492,8 @@ class Evaluator:
         asked = self.obedience(folder, config)
         if asked:
             save_table(folder / "metrics" / "attributes.csv", asked, "%.5g")
+            named = str(folder.relative_to(self.config.out))
+            self.asked += [{**row, "model": named} for row in asked]
         return rows
 
     def save_judged(self, folder: Path, path: Path, look: dict, training) -> None:
@@ -524,6 +531,12 @@ def main(argv: list[str] | None = None) -> None:
         table = table.where(table.notna(), None)
         print(f"{line}\n")
         print(f"{table.to_markdown(index=False, floatfmt='.4g', missingval='–')}\n")
+    if evaluator.asked:
+        asked = pd.DataFrame(evaluator.asked)
+        shares = asked.pivot_table("as_asked", ["model", "scale"], "asked", sort=False)
+        shares = shares.drop(columns="nothing").reset_index()
+        print("Share of images whose attributes are as asked, by formulas\n")
+        print(f"{shares.to_markdown(index=False, floatfmt='.3f')}\n")
     reference = f"{len(evaluator.reference)} held-out images are the reference"
     print(f"{reference}; text encoder {evaluator.clip.name}")
 

@@ -59,13 +59,13 @@ class Captions:
         """-> n images by chance (n,)."""
         return self.turns[torch.randint(len(self.turns), (n,), device=self.turns.device)]
 
-    def say(self, i: torch.Tensor, share: float = 2 / 3) -> torch.Tensor:
+    def say(self, i: torch.Tensor) -> torch.Tensor:
         """Images i (B,) -> what is said of their attributes (B, attributes): -1, low, 1, high.
 
-        0: nothing, and so of each attribute where nothing is to be said, or not at this share.
+        0: nothing. A word that fits is said two of three times.
         """
         states = self.states[i]
-        said = torch.where(torch.rand(states.shape, device=states.device) < share, states, 0)
+        said = torch.where(torch.rand(states.shape, device=states.device) < 2 / 3, states, 0)
         if len(self.words) < 2:
             return said
         never = ((said[:, 0] == UNSAID[0]) & (said[:, 1] == UNSAID[1]))[:, None]

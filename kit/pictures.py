@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from kit import processes
 from kit.base import read_table, save_file
+from kit.captions import combinations, words_of
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words, data_kind, names_a_class
 from kit.images import to_pixels
 from kit.run import Run
@@ -153,13 +154,20 @@ def prompt_slug(config) -> str:
     return "_".join(parts)
 
 
-def shown_prompts(config) -> list[str]:
-    """12 prompts, in turn of trained and of held-out phrasings; for a script without text ""."""
+def shown_prompts(run: Run) -> list[str]:
+    """12 prompts, in turn of trained and of held-out phrasings; for a script without text "".
+
+    The latter half of them says words of attributes, if the run has some.
+    """
+    config, prompts = run.config, []
     if not config.has_text:
         return [""] * 12
     trained, heldout = TRAIN_TEMPLATES[data_kind(config)][1:], HELDOUT_TEMPLATES[data_kind(config)]
-    words, prompts = class_words(config), []
+    pairs = [tuple(words) for words in run.saved.get("attributes", {}).values()]
+    asked = combinations(len(pairs))[1:] or [()]
     for i in range(12):
+        said = words_of(pairs, asked[i % 6 % len(asked)]) if i >= 6 else ()
+        words = class_words(config, said)
         template = (heldout if i % 2 else trained)[i // 2]
         prompts.append(template.format(words[i % len(words)][i // 3 % 2]))
     return prompts
@@ -168,7 +176,7 @@ def shown_prompts(config) -> list[str]:
 def save_prompts_picture(run: Run, draw) -> None:
     """prompts.png: eight images of each of shown_prompts()."""
     config, scale = run.config, heldout_scale(run.config)
-    prompts = shown_prompts(config)
+    prompts = shown_prompts(run)
     repeated = [prompt for prompt in prompts for _ in range(8)]
     pixels, _ = draw_all(run, draw, repeated, scale, "prompts.png")
     captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
@@ -179,7 +187,7 @@ def save_prompts_picture(run: Run, draw) -> None:
 
 def save_film(run: Run, draw) -> None:
     """denoising.png: how six images come about, at most 11 moments of each."""
-    config, prompts, film = run.config, shown_prompts(run.config)[:6], []
+    config, prompts, film = run.config, shown_prompts(run)[:6], []
     draw(prompts, heldout_scale(config), generators_of(config.seed, range(6)), film)
     moments = np.linspace(0, len(film) - 1, min(11, len(film))).round().astype(int)
     titles = [str(film[i][0]) for i in moments]

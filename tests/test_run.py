@@ -167,6 +167,8 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
     expected |= (
         {"images/prompts.png", f"images/samples_heldout_w{1.0 + guided}.npz"} if text else set()
     )
+    scales = ["1.0", "2.0"][: 1 + guided]
+    expected |= {f"images/samples_attributes_w{scale}.npz" for scale in scales if text}
     expected |= {f"images/{name}" for name in (SAMPLES[1], SAMPLES[3])} if guided else set()
     assert {str(path.relative_to(run)) for path in contents(run)} == expected
 

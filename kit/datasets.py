@@ -39,7 +39,7 @@ TRAIN_TEMPLATES = {
     "quickdraw": (
         "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|an image of {}|"
         "the outline of {}|please draw {}|{}, drawn in seconds|{} in white on black|"
-        "a line drawing of {}|{}: a doodle|draw me {}"
+        "a plain drawing of {}|{}: a doodle|draw me {}"
     ).split("|"),
 }
 HELDOUT_TEMPLATES = {  # never trained on by any model, tiny CLIP included

@@ -163,7 +163,7 @@ class Flags:
 class DataConfig(Flags):
     """What is learned."""
 
-    dataset: str = flag("mnist", f"{', '.join(DATASETS)}, or a folder with one for each class")
+    dataset: str = flag("mnist", f"{', '.join(DATASETS)}, or a folder, in it one for each class")
     emnist_split: str | None = flag(None, "part of EMNIST (letters)", choices=[*EMNIST_SPLITS])
     classes: list[str] | None = flag(None, f"QuickDraw's, as {','.join(DRAWINGS)} (these)")
     per_class: int | None = flag(None, "images of each class, of QuickDraw (5000)", 20, 10**6)

@@ -4,8 +4,9 @@ python tests/bench_sentences.py                    the runs in results/mnist; a1
 python tests/bench_sentences.py --clip ViT-B/32    and how OpenAI's CLIP reads the same prompts
 
 Draws 100 images of every prompt below with each run, at its default guidance scale: which digit
-the judge reads, and by formula how many are thin, thick, leaning. Appends nothing: it writes
-docs/results/sentences.csv, assets/sentences.png and assets/cosines.png, and prints a table.
+the judge reads, and by formula how many are thin, thick, leaning. It writes
+docs/results/sentences.csv, assets/sentences.png and assets/cosines.png. Then 1,000 images of each
+combination of trained words with a4, so that shares are known to 1 %: docs/results/words.csv.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from matplotlib.figure import Figure
 
 import a1_cond
 import common
-from kit import attributes, encoders, judge
+from kit import attributes, encoders, judge, metrics
 from kit.base import save_file, save_table
+from kit.captions import Captions, words_of
 from kit.pictures import save_grid
 from kit.run import encode_once
-from kit.samples import draw_all, heldout_scale
+from kit.samples import draw_all, heldout_scale, prompts_of
 
 MODELS = "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 PROMPTS = (
@@ -69,10 +71,25 @@ def rows_of(script: str, reader) -> tuple[list[dict], np.ndarray]:
     return rows, np.concatenate(shown)
 
 
+def words_of_a4(reader) -> list[dict]:
+    """A row for each combination of words, of 1,000 images each, in trained phrasings."""
+    run, draw = drawer("a4_full")
+    chosen, config = run.saved["attributes"], data_args()
+    arrays, scale = prompts_of(run, "attributes", 9 * 1000), heldout_scale(run.config)
+    prompts = arrays["prompts"].tolist()
+    pixels, _ = draw_all(run, draw, prompts, scale, "words", numbers=arrays["noise"])
+    states = attributes.states(config, attributes.measured(config, pixels), chosen)
+    right = reader.see(pixels)[1] == arrays["labels"]
+    words, rows = [tuple(pair) for pair in chosen.values()], []
+    for combination, row in metrics.obedience(arrays["asked"], states, right).items():
+        asked = ", ".join(words_of(words, combination)) or "nothing"
+        del row["single"]
+        rows.append({"model": "a4_full", "scale": scale, "asked": asked, **row})
+    return rows
+
+
 def cosines(encoder) -> np.ndarray:
     """Of COMPARED, as the models read them: without the mean of all training sentences."""
-    from kit.captions import Captions
-
     words = [(x.low, x.high) for x in attributes.WRITTEN]
     none = torch.zeros(1, 2, dtype=torch.int8)
     captions = Captions(data_args(), torch.zeros(1, dtype=torch.long), none, words)
@@ -120,6 +137,7 @@ def main() -> None:
     titles = [name if i == 1 else "" for name in ("a1", "a2", "a4") for i in range(4)]
     path = ROOT / "assets" / "sentences.png"
     save_grid(path, grid.reshape(-1, 28, 28), 12, "", titles, SHOWN, inches=0.35)
+    save_table(ROOT / "docs" / "results" / "words.csv", words_of_a4(reader), "%.4g")
 
 
 if __name__ == "__main__":

@@ -113,8 +113,8 @@ STEPS = ', "--sample-steps", "2"'
 
 def small(source, flags=TINY + STEPS):
     """As a user would run it, but without the installation and with few steps."""
-    source = re.sub(r"(?m)^%pip .*$", "", source).replace("STEPS, IMAGES", "STEPS, IMAGES")
-    source = source.replace("= 1300, 64,", "= 2, 64,").replace("= 1200, 128,", "= 2, 128,")
+    source = re.sub(r"(?m)^%pip .*$", "", source)
+    source = source.replace("= 2600, 40,", "= 2, 40,").replace("= 1200, 128,", "= 2, 128,")
     return source.replace('main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {flags}])')
 
 

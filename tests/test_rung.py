@@ -77,7 +77,7 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
     text = (folder / "compare" / "report.md").read_text(encoding="utf-8")
     assert "a5_mine: A5: narrower." in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
-    assert len(tables) == 3, "the settings, and the two of the ablation"
+    assert len(tables) == 4, "the settings, the two of the ablation, obedience"
     for table in tables:
         models = re.findall(r"^\| (a\w+)", table, re.M)
         assert models == sorted(models) and {*models} == {"a3_cfg", "a5_mine"}

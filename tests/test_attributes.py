@@ -4,11 +4,14 @@ import itertools
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import data_args
 
+import compare
 from kit import attributes, captions, datasets, metrics, samples
+from kit.base import UserError
 from kit.datasets import DRAWINGS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES
 from kit.images import embedded_mnist
 
@@ -221,3 +224,31 @@ def test_a_class_word_is_found_in_full_width_and_beside_chinese(text):
 @pytest.mark.parametrize("text", ["17", "seventeen", "七", "a bold figure"])
 def test_no_class_word_is_found_where_there_is_none(text):
     assert not datasets.names_a_class(data_args(), text)
+
+
+def test_the_table_of_obedience_has_floors_and_the_spread_over_seeds():
+    rows = []
+    for seed, share in ((0, 0.9), (1, 0.8)):
+        for asked, kind in (("nothing", "nothing"), ("thin", "one word"), ("thick", "one word"),
+                            ("thin, leaning left", "said pair"),
+                            ("thick, leaning left", "held-out pair")):  # fmt: skip
+            row = {"model": "a4_full", "scale": 2.0, "seed": seed, "asked": asked, "kind": kind}
+            row |= {"n": 220, "as_asked": share, "without_asking": 0.25, "accuracy": 1.0}
+            row |= {"everything": share, "everything_without_asking": 0.2}
+            rows.append(row)
+    (cells,) = compare.obeyed(pd.DataFrame(rows)).to_dict("records")
+    assert (cells["model"], cells["scale"], cells["n of each"], cells["seeds"]) == (
+        "a4_full", "2", "220", "2")  # fmt: skip
+    assert cells["thin"] == "85.0% ± 7.1% (25%)" and cells["held-out pair: both"] == cells["thin"]
+    assert cells["one word: everything"] == "85.0% ± 7.1% (20%)"
+    assert cells["one word: class"] == "100.0% ± 0.0%"
+
+
+def test_a_sample_file_without_what_was_asked_is_one_line(tmp_path):
+    path = tmp_path / "samples_attributes_w1.0.npz"
+    np.savez(path, labels=np.zeros(4, np.int64), asked=np.full((4, 2), 7))
+    with pytest.raises(UserError, match="asked holds"):
+        samples.load_asked(path, 2)
+    np.savez(path, labels=np.zeros(4, np.int64))
+    with pytest.raises(UserError, match="delete it and run its script again"):
+        samples.load_asked(path, 2)

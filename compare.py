@@ -421,7 +421,7 @@ def save_asked(path: Path, run: dict) -> Path:
         star = " *" if combination == UNSAID else ""
         share = table.loc[", ".join(said) or "nothing", "as_asked"]
         so = f": {share:.0%} are so" if said else ""
-        captions.append(f"{with_words('…', said)}{star}{so}")
+        captions.append(f"{with_words('…', said) if said else 'no words'}{star}{so}")
     title = with_scale(run["script"], run["config"]["has_guidance"], scale)
     title += "; in a column the same noise; * = never said together in training"
     titles = [names[i % len(names)] for i in shown]
@@ -439,7 +439,7 @@ def save_obedience(path: Path, asked: pd.DataFrame, models) -> Path:
         lines[f"{kind}, both"] = "as_asked", asked["kind"] == kind
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
         for (line, (column, chosen)), color, marker in zip(
-            lines.items(), cycle(COLORS), cycle("os^Dv*X")
+            lines.items(), ("black", *COLORS), cycle("os^Dv*X")
         ):
             table = asked[chosen & (asked["model"] == model)]
             if table.empty:
@@ -454,7 +454,7 @@ def save_obedience(path: Path, asked: pd.DataFrame, models) -> Path:
         axes.set(title=model, xlabel="guidance scale", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("share as asked (dotted: without asking)")
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.43))
     return save(path, figure)
 
 

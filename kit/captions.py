@@ -37,7 +37,8 @@ class Captions:
         # An image is drawn three times as often for each word that fits it, and two of three times
         # the word is said. So captions without words, the third, still stand for all images.
         turns = 3 ** (states != 0).sum(1)
-        self.turns = torch.arange(len(labels), device=labels.device).repeat_interleave(turns)
+        images = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
+        self.turns = images.repeat_interleave(turns)  # small numbers, since there may be millions
         every = combinations(len(self.words))
         said = [combination for combination in every if combination != UNSAID]
         room = max(1, MOST // (len(config.classes) * len(said)))
@@ -57,7 +58,7 @@ class Captions:
 
     def draw(self, n: int) -> torch.Tensor:
         """-> n images by chance (n,)."""
-        return self.turns[torch.randint(len(self.turns), (n,), device=self.turns.device)]
+        return self.turns[torch.randint(len(self.turns), (n,), device=self.turns.device)].long()
 
     def say(self, i: torch.Tensor) -> torch.Tensor:
         """Images i (B,) -> what is said of their attributes (B, attributes): -1, low, 1, high.

@@ -106,7 +106,7 @@ def save_cosines(path: Path, matrices: dict[str, np.ndarray]) -> None:
         axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
             style = {"ha": "center", "va": "center", "fontsize": 6}
-            axes.text(column, row, f"{value:.1f}", color="wk"[abs(value) < 0.6], **style)
+            axes.text(column, row, f"{value:.1f}", color="wk"[int(abs(value) < 0.6)], **style)
         places = np.arange(len(COMPARED))
         axes.set_xticks(places, COMPARED, rotation=90, fontsize=8)
         axes.set_yticks(places, COMPARED, fontsize=8)

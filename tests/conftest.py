@@ -5,6 +5,7 @@ import functools
 import http.server
 import importlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,8 +21,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import common  # noqa: E402
+from kit import attributes, base, images, tiny_clip  # noqa: E402
 from kit.clip import import_clip  # noqa: E402
 from kit.datasets import DIGITS  # noqa: E402
+from kit.encoders import load_clip  # noqa: E402
+from kit.run import Run  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -30,6 +34,45 @@ def data_args(dataset="mnist", classes=DIGITS, **others):
     """What functions read of a script's choices, for one data set."""
     choices = {"emnist_split": None, "per_class": None, "data_dir": Path("data")} | others
     return argparse.Namespace(dataset=dataset, classes=list(classes), **choices)
+
+
+@pytest.fixture(scope="session")
+def measured_once(tmp_path_factory):
+    """data/attributes and data/captions of all tests in this process."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="session")
+def warm(measured_once):
+    """warm(folder) puts what is measured of the embedded digits into its data/, if it has none."""
+    config = data_args(data_dir=measured_once)
+    pixels, labels = images.embedded_mnist("train")
+    them = tiny_clip.captions_of(config, pixels, labels)
+    encoder = load_clip("tiny", config, CPU)
+    run = argparse.Namespace(config=config, encoder=encoder, text_vectors={}, device=CPU)
+    Run.encode(run, them.sentences)
+
+    def copy(folder):
+        for name in ("attributes", "captions"):
+            if not (Path(folder) / "data" / name).exists():
+                shutil.copytree(measured_once / name, Path(folder) / "data" / name)
+
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def share_what_is_measured(measured_once, monkeypatch):
+    """Thickness and slant of the embedded digits, vectors of their captions: found by content, so
+    that the tests need not make them again and again.
+    """
+    kept = base.kept
+
+    def once(folder, *others):
+        shared = folder.name in ("attributes", "captions")
+        return kept(measured_once / folder.name if shared else folder, *others)
+
+    monkeypatch.setattr(base, "kept", once)
+    monkeypatch.setattr(attributes, "kept", once)
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +88,14 @@ def offline_env(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cli(offline_env):
+def cli(offline_env, warm):
     """cli("a4_full.py --n 3", cwd, check=0) runs it as a user would and looks at its exit code."""
 
     def run(command, cwd, check=0, env=None):
         script, *flags = command if isinstance(command, list) else command.split()
         line = [sys.executable, script if script == "-m" else str(ROOT / script), *flags]
+        if check == 0:
+            warm(cwd)
         done = subprocess.run(
             line,
             cwd=cwd,

@@ -22,7 +22,7 @@ FLAGS = "--clip tiny --train-steps 60 --batch-size 16 --samples 130 --sample-ste
 
 
 @pytest.fixture(scope="module")
-def torchrun(offline_env):
+def torchrun(offline_env, warm):
     """torchrun(count, code or script, flags, folder) -> the process, its output in a pipe.
 
     code: SAVE_EVERY is 0 there, so that each row of loss.csv has its checkpoint.
@@ -31,6 +31,7 @@ def torchrun(offline_env):
     def start(count, script, flags, folder):
         code = f"import sys, common, {script}\ncommon.Run.SAVE_EVERY = 0\n"
         code += f"common.cli(lambda: {script}.main(sys.argv[1:]))\n"
+        warm(folder)
         file = folder / f"{script}_often.py"
         file.write_text(code)
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]

@@ -19,6 +19,7 @@ from kit.base import Progress, UserError, one_line, reachable, reading, writing
 HOST = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
 AT_ONCE = 4  # downloads
 AGAIN = "delete it and it will be fetched again"
+PARSING = threading.Lock()  # Python 3.11 cannot read two headers at once: SystemError, at times
 
 
 def quickdraw(root: Path, split: str, classes: list[str], per_class: int, keep=slice(None)):
@@ -65,7 +66,8 @@ def npy_size(path: Path) -> tuple[int, int]:
     version = np.lib.format.read_magic(head)
     if version != (1, 0):
         raise ValueError(f"version {version} of the .npy format, not (1, 0)")
-    shape, by_column, dtype = np.lib.format.read_array_header_1_0(head)
+    with PARSING:
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(head)
     if dtype != np.uint8 or by_column or len(shape) != 2 or shape[1] != 784:
         order = " by column" if by_column else ""
         raise ValueError(f"holds {dtype} {shape}{order}, not uint8 (N, 784)")

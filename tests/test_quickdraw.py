@@ -17,7 +17,7 @@ import a4_full
 import common
 import compare
 import evaluate
-from kit import base, clip, datasets, judge, pictures, quickdraw, samples, tiny_clip
+from kit import base, captions, clip, datasets, judge, pictures, quickdraw, samples, tiny_clip
 from kit.encoders import load_clip
 
 NAMES = (base.ROOT / "assets" / "quickdraw_categories.txt").read_text().splitlines()
@@ -313,6 +313,7 @@ def test_a_tiny_clip_is_trained_once_for_each_data_set_and_never_taken_for_anoth
 def test_thirty_categories_from_the_host_to_the_report(google, tmp_path, monkeypatch, capfd):
     """Every step at tiny size: train, draw, prompt, evaluate, compare."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(captions, "MOST", 400)
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
 
     def no_clip(name):

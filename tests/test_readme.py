@@ -9,7 +9,7 @@ import pytest
 from test_emnist import emnist_host  # noqa: F401
 from test_quickdraw import doodles, google, npy  # noqa: F401
 
-from kit import base, datasets, judge, tiny_clip
+from kit import base, captions, datasets, judge, tiny_clip
 
 ROOT = base.ROOT
 ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
@@ -118,6 +118,7 @@ def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google): 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(tiny_clip, "STEPS", 2)
     monkeypatch.setattr(judge, "STEPS", 2)
+    monkeypatch.setattr(captions, "MOST", 400)
     embedded = shutil.copy(tiny_clip.EMBEDDED, tmp_path / "tiny_clip.pt")
     monkeypatch.setattr(tiny_clip, "EMBEDDED", embedded)
     copy = tmp_path / "copy"

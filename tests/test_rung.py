@@ -21,7 +21,7 @@ SMALL = "--train-steps 4 --batch-size 8 --samples 20 --sample-steps 2 --clip tin
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(tmp_path_factory, warm):
     """What a learner has: the files of the repository, in a folder of their own."""
     folder = tmp_path_factory.mktemp("clone")
     for path in base.ROOT.glob("*.py"):
@@ -29,6 +29,7 @@ def clone(tmp_path_factory):
     for name in ("kit", "assets"):
         ignored = shutil.ignore_patterns("*.png", "__pycache__")
         shutil.copytree(base.ROOT / name, folder / name, ignore=ignored)
+    warm(folder)
     return folder
 
 

@@ -204,12 +204,12 @@ def test_prompts_ask_for_every_combination_with_the_same_noise():
 
 def test_obedience_counts_what_is_as_asked():
     asked = np.array([[0, 0], [0, 0], [1, 0], [1, 0], [-1, 1], [-1, 1]])
-    states = np.array([[1, 0], [-1, 1], [1, 0], [0, 0], [-1, 1], [-1, -1]])
+    states = np.array([[1, 0], [-1, 1], [1, 0], [1, 0], [-1, 1], [-1, -1]])
     right = np.array([True, False, False, True, True, True])
     shares = metrics.obedience(asked, states, right)
     assert shares[0, 0]["as_asked"] == 1 and shares[0, 0]["accuracy"] == 0.5
     thick = shares[1, 0]
-    assert (thick["as_asked"], thick["everything"], thick["accuracy"]) == (0.5, 0.0, 0.5)
+    assert (thick["as_asked"], thick["everything"], thick["accuracy"]) == (1.0, 0.5, 0.5)
     assert (thick["without_asking"], thick["everything_without_asking"]) == (0.5, 0.5)
     pair = shares[-1, 1]
     assert (pair["as_asked"], pair["single"], pair["everything"]) == (0.5, [1.0, 0.5], 0.5)

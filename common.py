@@ -18,7 +18,6 @@ from kit.base import fetch  # downloads a file once and checks its SHA-256
 from kit.base import reading  # a damaged file, in this block, becomes a UserError
 from kit.datasets import HELDOUT_TEMPLATES  # phrasings that nothing is trained on, by data set
 from kit.datasets import TRAIN_TEMPLATES  # the others, such as "a drawing of a {}"
-from kit.datasets import phrasings  # every template with every class's words
 from kit.encoders import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
 from kit.flags import Config  # the flags of every script: dataset, out, seed, samples, ...
 from kit.flags import flag  # a field of a Config: default, help, least and most

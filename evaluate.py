@@ -435,7 +435,7 @@ class Evaluator:
             return []
         real = self.states(self.real["pixels"], chosen)
         for path in Progress(paths, f"{folder.name}, attributes", unit="file", leave=False):
-            pixels, labels, prompts = load_samples(path)
+            pixels, labels, _ = load_samples(path)
             asked, read = load_asked(path, len(words)), self.read(pixels)
             shares = metrics.obedience(asked, self.states(pixels, chosen), read == labels)
             for combination, row in shares.items():

@@ -216,7 +216,10 @@ def test_obedience_counts_what_is_as_asked():
     assert (pair["without_asking"], pair["everything_without_asking"]) == (0.5, 0.0)
 
 
-@pytest.mark.parametrize("text", ["画一个seven", "画7吧", "画一个７", "ｓｅｖｅｎ please", "七(7)"])
+FOUND = "画一个seven", "画7吧", "画一个７", "ｓｅｖｅｎ please", "七(7)"
+
+
+@pytest.mark.parametrize("text", FOUND)
 def test_a_class_word_is_found_in_full_width_and_beside_chinese(text):
     assert datasets.names_a_class(data_args(), text)
 

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from kit.base import Progress  # a bar that counts images
 from kit.base import UserError  # what the user can mend: one line, exit code 2
 from kit.base import cli  # runs main(), and makes that line and exit code of a UserError
-from kit.base import fetch  # downloads a file once and checks its SHA-256
+from kit.base import load_tensors  # what torch.save() wrote, its checksums compared
 from kit.base import reading  # a damaged file, in this block, becomes a UserError
 from kit.datasets import HELDOUT_TEMPLATES  # phrasings that nothing is trained on, by data set
 from kit.datasets import TRAIN_TEMPLATES  # the others, such as "a drawing of a {}"
+from kit.downloads import fetch  # downloads a file once and checks its SHA-256
 from kit.encoders import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
 from kit.flags import Config  # the flags of every script: dataset, out, seed, samples, ...
 from kit.flags import flag  # a field of a Config: default, help, least and most
@@ -59,11 +60,11 @@ def inception_features(device: torch.device):
     from torchvision.models import inception_v3  # not at the top: the models' scripts need none
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
-    fetch(INCEPTION, path, path.stem.split("-")[-1])
+    path = fetch(INCEPTION, path, path.stem.split("-")[-1])
     # Without transform_input, since it is fed pixels in [-1, 1], which it was trained on.
     net = inception_v3(weights=None, init_weights=False, transform_input=False)
     with reading(path, "delete it: it is no Inception v3 of torchvision"):
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        net.load_state_dict(load_tensors(path))
     net.fc = torch.nn.Identity()
     net.eval().to(device)
 

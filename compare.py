@@ -15,7 +15,6 @@ import html
 import math
 import os
 import re
-import sys
 import zlib
 from dataclasses import dataclass
 from itertools import cycle
@@ -30,16 +29,27 @@ from matplotlib.figure import Figure
 import common
 import evaluate
 from kit import metrics
-from kit.base import ROOT, UserError, read_table, reading, save_file, save_table, save_text
+from kit.base import (
+    ROOT,
+    UserError,
+    load_arrays,
+    read_table,
+    reading,
+    save_file,
+    save_table,
+    save_text,
+    say,
+    tell,
+)
 from kit.captions import UNSAID, words_of
 from kit.datasets import data_kind, typed_dataset, with_words
 from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
-from kit.run import read_config
+from kit.run import clip_now, read_config, sample_files_in
 from kit.samples import THROUGHOUT, load_asked, load_samples
 
 # In what the seeds of one model may differ; in every other choice they are alike.
 FREE = "seed out data_dir device fresh prompt n scale scales clip description git_revision python"
-FREE = {*FREE.split(), "packages"}
+FREE = {*FREE.split(), "packages", "text_encoder"}  # which text_encoder_crc32 tells better
 SETTINGS = "train_steps batch_size lr widths parameters sample_steps eta seed data_source"
 SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
 METRICS = {  # column -> its name, 1 if more is better or -1, how it is written
@@ -95,7 +105,7 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
 
 def asked_for(folder: Path, again: str) -> pd.DataFrame:
     """A row for each scale and each combination of attributes that prompts asked for, or none."""
-    paths = sorted(folder.glob("images/samples_attributes_*.npz"))
+    paths = sample_files_in(folder, "attributes")
     if not paths:
         return pd.DataFrame(columns=ASKED)
     table = read_table(folder / "metrics" / "attributes.csv", ASKED, again)
@@ -126,12 +136,14 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
         new.append(folder)
     if not new and (config.out / config.dataset / "compare" / "real.npz").exists():
         return
+    if done and not clip_now(done[0]["text_encoder"], config):  # a file that is gone
+        done, new = [], folders
     if done:  # like with like
         config.clip = done[0]["text_encoder"]
         config.extractor = {"inception_v3": "inception"}.get(done[0]["extractor"], "judge")
     evaluator = evaluate.Evaluator(config)
     for folder in new:
-        print(f"measuring {folder}", file=sys.stderr)
+        say(f"measuring {folder}")
         evaluator.judge_run(folder)
     evaluator.save_real()
 
@@ -139,7 +151,7 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
 def load_run(folder: Path, dataset: str) -> dict:
     """A run's config, and its rows, with costs where there are some."""
     table, path = measured(folder, dataset), folder / "metrics" / "performance.csv"
-    remedy = f"delete it and run {folder.name}.py again"
+    remedy = "give its script's command again, which draws anew what lacks"
     costs = read_table(path, ("scale", "guidance", *COSTS), remedy)
     with reading(path, remedy):
         numbers = ["scale", *COSTS]
@@ -365,7 +377,10 @@ def save_speed(path: Path, numbers, models: list[str], real: pd.Series, extracto
 
 def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
     """Images of every file (caption -> path), a row each: two of each class or one, at most 26."""
-    arrays = {caption: load_samples(file) for caption, file in files.items()}
+    arrays = {}
+    for caption, file in files.items():
+        anew = ("move it away: it is made anew",) if file.name == "real.npz" else ()
+        arrays[caption] = load_samples(file, 2**31, *anew)
     n = min(len(labels) for _, labels, _ in arrays.values())
     shown = np.arange(min(2 * len(names), n))
     if len(names) > 13:
@@ -383,7 +398,7 @@ def save_rows(path: Path, names: list[str], files: dict[str, Path]) -> Path:
 def files_by_scale(folder: Path) -> dict[str, Path]:
     """caption -> sample file of trained phrasings, such as "scale 2, throughout", by scale."""
     files = []
-    for path in folder.glob("images/samples_w*.npz"):
+    for path in sample_files_in(folder):
         scale, _, where = path.stem.split("_w")[1].partition("_")
         files.append((float(scale), where, path))
     return {f"scale {w:g}{where and f', {where}'}": path for w, where, path in sorted(files)}
@@ -391,7 +406,7 @@ def files_by_scale(folder: Path) -> dict[str, Path]:
 
 def samples_shown(run: dict) -> tuple[str, Path]:
     """The caption and the sample file that stand for a run: at scale 2 if there is one."""
-    files = sorted(run["folder"].glob("images/samples_w*.npz"))
+    files = sample_files_in(run["folder"])
     file = next((file for file in files if "_w2.0" in file.name), files[0])
     scale = float(file.stem.split("_w")[1])
     return with_scale(run["script"], run["config"]["has_guidance"], scale), file
@@ -405,7 +420,7 @@ def save_asked(path: Path, run: dict) -> Path:
     names, words = run["config"]["classes"], [*run["config"]["attributes"].values()]
     wanted = run["config"].get("scale") or 1.0
     files = {float(path.stem.split("_w")[1]): path
-             for path in run["folder"].glob("images/samples_attributes_*.npz")}  # fmt: skip
+             for path in sample_files_in(run["folder"], "attributes")}  # fmt: skip
     scale = min(files, key=lambda scale: abs(scale - wanted))
     pixels, labels, _ = load_samples(files[scale])
     asked = load_asked(files[scale], len(words))
@@ -518,8 +533,10 @@ def save_distances(path: Path, files: dict[str, Path]) -> Path:
 
 def read_judged(samples: Path) -> dict[str, np.ndarray]:
     path = judged_file(samples)
-    with reading(path, "run evaluate.py"), np.load(path) as file:
-        return dict(file)
+    with reading(path, "measure anew: python evaluate.py"):
+        arrays = load_arrays(path)
+        arrays["read"]  # KeyError if it lacks
+        return arrays
 
 
 # ── The study of the guidance scale, and the report ──
@@ -746,8 +763,8 @@ def main(argv: list[str] | None = None) -> None:
     facts["held_out"] = len(common.HELDOUT_TEMPLATES[data_kind(config)])
     save_report(folder / "compare", figures, **facts)
     for text in missing:
-        print(f"missing: {text}", file=sys.stderr)
-    print(folder / "compare" / "report.html")
+        say(f"missing: {text}")
+    tell(folder / "compare" / "report.html")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ Floors    The same for real images outside the reference, for noise, and (simila
 """
 
 import glob
-import sys
+import re
 import zlib
 from collections import Counter, namedtuple
 from dataclasses import dataclass
@@ -36,11 +36,22 @@ import torch
 
 import common
 from kit import attributes, images, judge, metrics
-from kit.base import Progress, UserError, crc32, kept, pick_device, save_arrays, save_table
+from kit.base import (
+    Progress,
+    UserError,
+    crc32,
+    kept,
+    pick_device,
+    save_arrays,
+    save_table,
+    say,
+    tell,
+)
 from kit.captions import UNSAID, words_of
 from kit.datasets import DATASETS, OWNERS, settle_dataset, typed_dataset
 from kit.flags import Flags, flag
-from kit.run import encode_once, read_config
+from kit.locks import holder
+from kit.run import encode_once, read_config, sample_files_in
 from kit.samples import balanced_prompts, guidance_of, load_asked, load_samples
 
 REFERENCE = 5000  # held-out images that others are compared with, at most
@@ -90,7 +101,7 @@ def find_runs(config: Config) -> list[Path]:
     name = glob.escape(config.dataset)
     folders = [*sorted(config.out.glob(f"{name}/[!.]*"))]
     folders += sorted(config.out.glob(f"*/{name}/[!.]*"))
-    found = [folder for folder in folders if sample_paths(folder)]
+    found = [folder for folder in folders if sample_paths(folder) and counts(folder)]
     names = {folder.name for folder in found}
     for name in config.models or ([] if found else ["a4_full"]):
         if name not in names:
@@ -105,16 +116,25 @@ def find_runs(config: Config) -> list[Path]:
     for folder in found:
         if learned[folder] != chosen:
             what = f"which has other classes or images than {found[0]}"
-            print(f"left out: {folder}, {what}", file=sys.stderr)
+            say(f"left out: {folder}, {what}")
     for name, value in chosen.items():
         setattr(config, name, value)
     return [folder for folder in found if learned[folder] == chosen]
 
 
+def counts(folder: Path) -> bool:
+    """Whether a run is measured; if not, a line says why: it is at work, or has another name."""
+    by, script = holder(folder), read_config(folder).get("script", folder.name)
+    if by:
+        say(f"left out: {folder}, at which {by} is at work; later give this command again")
+    elif script != folder.name:
+        say(f"left out: {folder}, which is a run of {script} by another name")
+    return not by and script == folder.name
+
+
 def sample_paths(folder: Path) -> list[Path]:
     """Of a run: the sample files whose prompts name a class alone, held-out phrasings last."""
-    files = [*folder.glob("images/samples_w*.npz")], [*folder.glob("images/samples_heldout_*.npz")]
-    return [path for paths in files for path in sorted(paths)]
+    return sample_files_in(folder) + sample_files_in(folder, "heldout")
 
 
 def kind_of(combination: tuple[int, ...]) -> str:
@@ -132,7 +152,8 @@ def settings(config: dict) -> dict[str, str | None]:
 
     A script without --clip has no text, or an encoder of its own, which is its idea.
     """
-    encoder = f"{config.get('text_encoder')} (CRC-32 {config.get('text_encoder_crc32') or 0:08x})"
+    encoder = re.split(r"[\\/]", str(config.get("text_encoder")))[-1]  # a file may have moved
+    encoder += f" (CRC-32 {config.get('text_encoder_crc32') or 0:08x})"
     steps = config.get("sample_steps", 1)
     sampling = f"{steps} step{'s' if steps != 1 else ''}"
     if config.get("sampler"):
@@ -188,7 +209,7 @@ def pick_extractor(name: str, judge_network: judge.Judge, device):
         except UserError as error:
             if name != "auto":
                 raise
-            print(f"FID: {error}; using the features of the judge", file=sys.stderr)
+            say(f"FID: {error}; using the features of the judge")
     return "judge", lambda pixels: judge_network.see(pixels)[0]
 
 
@@ -241,10 +262,9 @@ class Evaluator:
         self.diversity = metrics.mse_diversity(*self.held_out)
         self.reference = self.features(self.held_out[0][:half])
         if half < LEAST:
-            print(
+            say(
                 f"only {half} held-out images are the reference: FID, KID, density and coverage "
-                f"are left empty (they take {LEAST})",
-                file=sys.stderr,
+                f"are left empty (they take {LEAST})"
             )
         pixels, labels = (array[half : 2 * half] for array in self.held_out)
         prompts, _ = balanced_prompts(config, common.TRAIN_TEMPLATES, half)
@@ -288,7 +308,7 @@ class Evaluator:
                 self.trainings[key] = Training(pixels, labels, crc32(pixels.numpy()))
             else:
                 lost = f"learned from {key[1]} images ({key[0]}), not from the {found[1]} here"
-                print(f"{run.get('script')} {lost}: no copied share", file=sys.stderr)
+                say(f"{run.get('script')} {lost}: no copied share")
         return self.trainings[key]
 
     def look(self, arrays: dict, training) -> dict[str, np.ndarray]:
@@ -430,12 +450,12 @@ class Evaluator:
         """
         chosen, rows = run.get("attributes") or {}, []
         words = [tuple(pair) for pair in chosen.values()]
-        paths = sorted(folder.glob("images/samples_attributes_*.npz")) if chosen else []
+        paths = sample_files_in(folder, "attributes") if chosen else []
         if not paths:
             return []
         real = self.states(self.real["pixels"], chosen)
         for path in Progress(paths, f"{folder.name}, attributes", unit="file", leave=False):
-            pixels, labels, _ = load_samples(path)
+            pixels, labels, _ = load_samples(path, len(self.names))
             asked, read = load_asked(path, len(words)), self.read(pixels)
             shares = metrics.obedience(asked, self.states(pixels, chosen), read == labels)
             for combination, row in shares.items():
@@ -468,7 +488,7 @@ class Evaluator:
         training = self.training(config)
         files = sample_paths(folder)
         for path in Progress(files, folder.name, unit="file", leave=False):
-            pixels, labels, prompts = load_samples(path)
+            pixels, labels, prompts = load_samples(path, len(self.names))
             phrasings = "held out" if "heldout" in path.name else "trained"
             head = {
                 "model": folder.name,
@@ -529,16 +549,16 @@ def main(argv: list[str] | None = None) -> None:
             floors |= {(row["model"], row["n"]): row for row in rows[name] if not row["scale"]}
         table = pd.DataFrame([*shown, *floors.values()]).drop(columns=hidden).astype(object)
         table = table.where(table.notna(), None)
-        print(f"{line}\n")
-        print(f"{table.to_markdown(index=False, floatfmt='.4g', missingval='–')}\n")
+        tell(f"{line}\n")
+        tell(f"{table.to_markdown(index=False, floatfmt='.4g', missingval='–')}\n")
     if evaluator.asked:
         asked = pd.DataFrame(evaluator.asked)
         shares = asked.pivot_table("as_asked", ["model", "scale"], "asked", sort=False)
         shares = shares.drop(columns="nothing").reset_index()
-        print("Share of images whose attributes are as asked, by formulas\n")
-        print(f"{shares.to_markdown(index=False, floatfmt='.3f')}\n")
+        tell("Share of images whose attributes are as asked, by formulas\n")
+        tell(f"{shares.to_markdown(index=False, floatfmt='.3f')}\n")
     reference = f"{len(evaluator.reference)} held-out images are the reference"
-    print(f"{reference}; text encoder {evaluator.clip.name}")
+    tell(f"{reference}; text encoder {evaluator.clip.name}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from kit.base import Progress, kept
+from kit.base import Progress, kept, say
 
 # measure: pixels uint8 (n, 28, 28) -> (n,), nan for an image without ink. low, high: words.
 # quantile: of the measure, below which it is low; above 1 - quantile it is high.
@@ -106,7 +106,7 @@ def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
         else:
             chosen[attribute.name] = dict(zip(words, (float(low), float(high))))
             continue
-        print(f"{config.dataset}: no caption says {words[0]} or {words[1]}: {why}", file=sys.stderr)
+        say(f"{config.dataset}: no caption says {words[0]} or {words[1]}: {why}")
     return chosen
 
 

@@ -1,17 +1,17 @@
-"""The ground floor: errors, files that are written whole, downloads, a progress bar."""
+"""The ground floor: errors, what is said, signals, files that are written whole, progress."""
 
 import contextlib
-import hashlib
+import functools
+import glob
 import io
 import os
 import re
+import secrets
 import signal
-import socket
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -43,7 +43,11 @@ def reading(path: Path, remedy: str):
         yield
     except UserError:
         raise
-    except Exception as error:  # of many kinds: zlib's, pickle's, zipfile's, KeyError, ...
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {remedy}") from None
+    except KeyError as error:
+        raise UserError(f"{path} cannot be read (it lacks {error}); {remedy}") from None
+    except Exception as error:  # of many kinds: zlib's, pickle's, zipfile's, ...
         raise UserError(f"{path} cannot be read ({one_line(error)}); {remedy}") from None
 
 
@@ -60,19 +64,37 @@ class PeerLost(BaseException):  # as KeyboardInterrupt: no except clause may tak
     """Of several processes that train together another one has ended, or all shall end."""
 
 
+class Terminated(BaseException):
+    """SIGTERM has come, or SIGHUP; its argument is the number."""
+
+
 def cli(main) -> None:
     """Run main(). What the user can mend becomes one line on stderr and exit code 2.
 
     Everything else is a fault of the code, and keeps its traceback.
     """
+    prepare_streams()
+    try:
+        with signals(raise_terminated, "SIGTERM", "SIGHUP"):
+            run_main(main)
+    except PeerLost:
+        end(LOST, 143, RANK < 2)  # whichever process is lost, another one says it
+    except KeyboardInterrupt:
+        end(f"\n{GOES_ON}", 130, RANK == 0)
+    except Terminated as error:
+        end(GOES_ON, 128 + error.args[0], RANK == 0)
+
+
+GOES_ON = "stopped; the same command (without --fresh) goes on from what is saved"
+LOST = f"error: process {RANK}: another process of this run has ended, or torchrun was stopped; "
+LOST += "the same command goes on from the last checkpoint"
+
+
+def run_main(main) -> None:
     try:
         main()
         if joined():
             torch.distributed.destroy_process_group()
-    except KeyboardInterrupt:
-        end("\nstopped; the same command without --fresh goes on from here", 130, RANK == 0)
-    except PeerLost:
-        end(LOST, 143, RANK == 0)
     except UserError as error:
         wait_for_the_first()
         end(f"error: {error}", 2)
@@ -91,19 +113,16 @@ def cli(main) -> None:
         raise
 
 
-LOST = f"error: process {RANK}: another process of this run has ended, or torchrun was stopped; "
-LOST += "the same command goes on from the last checkpoint"
-
-
 def joined() -> bool:
     """Whether this process has met others, see kit/processes.py."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def end(message: str, code: int, aloud: bool = True) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # on the way out nothing shall be raised
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on the way out nothing shall be raised
     if aloud:
-        print(message, file=sys.__stderr__ if RANK > 0 else sys.stderr)  # see processes.join()
+        say(message, sys.__stderr__ if RANK > 0 else None)  # see processes.join()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -129,6 +148,80 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used ({why}); try --device cpu") from None
 
 
+# ── What is said ──
+
+
+def prepare_streams() -> None:
+    """So that nothing that is printed can fail: for its signs, or because nobody listens."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a program without a terminal
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def say(text: str, stream=None) -> None:
+    """Print to stderr, or to stream, whatever its encoding and whether anybody listens or not."""
+    stream = sys.stderr if stream is None else stream
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # a broken pipe, a full disk, a closed stream
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # else it fails again at exit
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    say(text)
+
+
+def tell(text: str) -> None:
+    """Print to stdout what was asked for: a path, a table. See say()."""
+    say(text, sys.stdout)
+
+
+# ── Signals ──
+
+
+@contextlib.contextmanager
+def signals(handler, *names: str):
+    """Within this block handler(number, frame) is called; not for a signal that is ignored."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name, None) for name in names):
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def raise_terminated(number: int, frame=None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+@contextlib.contextmanager
+def noted(patient: bool):
+    """-> a list: the signals that ask this process to end, as they come in this block.
+
+    patient: any number of them; else the second one ends it at once.
+    """
+    came = []
+
+    def note(number: int, frame) -> None:
+        if came and not patient:
+            raise_terminated(number)
+        came.append(number)
+
+    names = ["SIGINT"] if joined() else ["SIGINT", "SIGTERM", "SIGHUP"]
+    with signals(note, *names):
+        yield came
+
+
 # ── Files ──
 
 
@@ -139,22 +232,55 @@ def save_file(path: Path, write) -> None:
     """
     content = io.BytesIO()
     write(content)
-    temporary = path.with_name(f".{path.name}.part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with writing(path), aside(path) as temporary, temporary.open("wb") as file:
+        file.write(content.getbuffer())
+
+
+@contextlib.contextmanager
+def aside(path: Path):
+    """-> a file beside path, of a name that no other process has; it becomes path at the end.
+
+    What a process that was killed has left of its own goes when path is written an hour later.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     save_file(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def load_tensors(path: Path, map_location="cpu"):
+    """What torch.save() wrote, tensors and plain types alone; ValueError if it is damaged.
+
+    torch.load() compares no checksums: it takes a changed weight for a weight.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+        if wrong:
+            raise ValueError(f"{wrong} in it is damaged")
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """What save_arrays() wrote; zlib compares its checksums. KeyError for a name that lacks."""
+    with np.load(path) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("no .npz")
+        return {name: file[name] for name in names or file.files}
 
 
 def crc32(array: np.ndarray) -> int:
@@ -172,8 +298,7 @@ def kept(folder: Path, name: str, of: list, compute, *code) -> dict[str, np.ndar
     content = "_".join(f"{crc:08x}" for crc in known)
     path = folder / f"{name}_{content}.npz"
     try:
-        with np.load(path) as file:
-            return dict(file)
+        return load_arrays(path)
     except Exception:  # missing, or damaged in one of many ways: it is made again
         arrays = compute()
         with contextlib.suppress(UserError):  # a folder that cannot be written costs time alone
@@ -194,69 +319,27 @@ def save_table(path: Path, rows: list[dict], float_format: str | None = None) ->
 
 
 def read_table(path: Path, columns: tuple[str, ...], remedy: str, dtype=None):
-    """-> a pandas DataFrame of a CSV file that has at least these columns, else UserError."""
+    """-> a pandas DataFrame of a CSV file that has at least these columns, else UserError.
+
+    Also of one that a spreadsheet has saved: with semicolons, decimal commas, in UTF-16.
+    """
     import pandas as pd
 
     with reading(path, remedy):
-        text = path.read_text(encoding="utf-8-sig")
-        if not text.endswith("\n"):
+        content = path.read_bytes()
+        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if not text.endswith("\n") and "\r\n" not in text:
             raise ValueError("cut short")
-        table = pd.read_csv(io.StringIO(text), dtype=dtype)
+        first = text.split("\n")[0]
+        separator = max(",;\t", key=first.count)
+        options = {"sep": separator, "decimal": "," if separator != "," else "."}
+        table = pd.read_csv(io.StringIO(text), dtype=dtype, **options)
+        table = table.dropna(how="all")  # lines of separators alone, as a spreadsheet adds them
         missing = [name for name in columns if name not in table]
         if missing or table.empty:
             raise ValueError(f"no column {missing[0]}" if missing else "no rows")
     return table
-
-
-# ── Downloads ──
-
-
-def reachable(url: str, seconds: float = 5.0) -> bool:
-    """Whether url's host answers. In a thread: a dead name server ignores a socket's time-out."""
-    answers = []
-
-    def ask():
-        request = urllib.request.Request(url, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=seconds).close()
-            answers.append("yes")
-        except urllib.error.HTTPError:
-            answers.append("an error's number, which is an answer all the same")
-        except Exception:  # of many kinds: no answer
-            return
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds + 1)
-    return bool(answers)
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float = 15.0):
-    """Within this block a connection that stands still for so long is given up."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def fetch(url: str, path: Path, sha256: str) -> None:
-    """Download to path what is not there yet; its SHA-256 begins so. UserError if that fails."""
-    with reading(path, "delete it"):
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
-            return
-    if not reachable(url):
-        host = url.split("/")[2]
-        raise UserError(f"{path} is missing or damaged and {host} does not answer")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with time_limit():
-            torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
-    except Exception as error:  # of many kinds
-        why = f"its host sends no such file ({one_line(error)})"
-        raise UserError(f"{path} is missing or damaged and {why}") from None
 
 
 # ── Progress ──
@@ -272,7 +355,8 @@ class Progress(tqdm):
 
     def display(self, *args, **kwargs):
         if sys.stderr.isatty():
-            super().display(*args, **kwargs)
+            with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+                super().display(*args, **kwargs)
         elif self.total and self.n * 10 // self.total > self.tenth:
             self.tenth = self.n * 10 // self.total
-            print(self, file=sys.stderr, flush=True)
+            say(self)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kit.base import UserError, fetch, reading
+from kit.base import UserError, load_tensors, reading
+from kit.downloads import fetch
 
 
 def import_clip():
@@ -99,7 +100,7 @@ def read_state(path: Path) -> dict:
         try:
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
         except RuntimeError:
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
+            return dict(load_tensors(path))
 
 
 def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -114,9 +115,9 @@ def fetch_clip(name: str) -> Path:
     """One of OpenAI's checkpoints, from their package's cache or their host, SHA-256 checked."""
     url = import_clip().clip._MODELS[name]
     sha256, file = url.split("/")[-2:]
-    path = Path("~/.cache/clip").expanduser() / file
     try:
-        fetch(url, path, sha256)
+        return fetch(url, Path("~/.cache/clip").expanduser() / file, sha256)
+    except RuntimeError:
+        raise UserError(f"{name}: this account has no home folder to keep it in") from None
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    return path

@@ -1,10 +1,9 @@
 """Which text encoder a run reads its prompts with."""
 
-import sys
 from pathlib import Path
 
 from kit import processes
-from kit.base import UserError
+from kit.base import UserError, say
 
 
 def load_clip(name: str, config, device):
@@ -25,7 +24,7 @@ def find_clip(name: str, config, device):
         try:
             return find_clip("ViT-B/32", config, device)
         except UserError as error:
-            print(f"CLIP: {error}; using tiny CLIP", file=sys.stderr)
+            say(f"CLIP: {error}; using tiny CLIP")
             return find_clip("tiny", config, device)
     if name == "tiny":
         return tiny_clip.load_tiny(config, device)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from kit.base import Progress, UserError, kept, one_line
+from kit.base import Progress, UserError, kept, one_line, say
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST = 20  # pictures of a class
@@ -123,8 +123,8 @@ def prepare(folder: Path, found: dict[str, list[Path]]) -> dict[str, np.ndarray]
             broken.append(f"{path.relative_to(folder).as_posix()} ({one_line(error)[:60]})")
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        print(f"{folder}: {len(broken)} left out, which are no pictures or broken: "
-              f"{', '.join(broken[:3])}{more}", file=sys.stderr)  # fmt: skip
+        say(f"{folder}: {len(broken)} left out, which are no pictures or broken: "
+              f"{', '.join(broken[:3])}{more}")  # fmt: skip
     counts = np.bincount(np.array(labels, int), minlength=len(found))
     for name, count in zip(found, counts):
         if count < LEAST:
@@ -133,7 +133,7 @@ def prepare(folder: Path, found: dict[str, list[Path]]) -> dict[str, np.ndarray]
     frame = np.concatenate([pixels[:, [0, -1]].reshape(-1), pixels[:, :, [0, -1]].reshape(-1)])
     dark_on_light = frame.mean() > pixels.mean()
     how = "dark on light, so turned to light on dark" if dark_on_light else "light on dark"
-    print(f"{folder}: {len(pixels)} pictures of {len(found)} classes, {how}", file=sys.stderr)
+    say(f"{folder}: {len(pixels)} pictures of {len(found)} classes, {how}")
     return {"pixels": 255 - pixels if dark_on_light else pixels, "labels": np.array(labels)}
 
 

@@ -1,14 +1,18 @@
 """Where images come from: MNIST and EMNIST, from disk, from their hosts, or embedded."""
 
-import sys
+import gzip
+import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.base import ROOT, UserError, one_line, reachable, reading, time_limit
+from kit.base import ROOT, UserError, load_arrays, one_line, reading, say
 from kit.datasets import EMNIST_SPLITS, data_kind
+from kit.downloads import fetch, fetched_name
 
 EMBEDDED = {  # split -> 5,000 digits of MNIST's, 500 of each; not there in a notebook
     "train": ROOT / "assets" / "mnist_5k.npz",
@@ -61,67 +65,153 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
 
 
-# ── MNIST and EMNIST, by torchvision ──
+# ── The IDX format of MNIST and EMNIST ──
 
 
-def from_torchvision(make, raw: Path, packed: list[str], unpacked: str, hosts: list[str]):
-    """make(download) -> one of torchvision's data sets; UserError with the reason if it fails."""
-    why = "no host answers"
-    for attempt in range(3):  # what is on disk, a download, and another if that came damaged
-        there = all((raw / name).exists() for name in packed)  # then unpacking needs no network
-        if attempt and not there and not any(reachable(url) for url in hosts):
-            break
-        try:
-            with time_limit():
-                data = make(attempt > 0)
-            if len(data.data) != len(data.targets):
-                raise ValueError(f"{len(data.data)} images, {len(data.targets)} labels")
-            return data
-        except Exception as error:  # of many kinds; none may reach training
-            why = one_line(error) if attempt else why
-            # torchvision checks a .gz, but not the file that it unpacked from it.
-            if not attempt and "not found" not in str(error):
-                set_aside(raw, unpacked, one_line(error))
-    raise UserError(why)
+def idx(content: bytes, name: str) -> np.ndarray:
+    """The array in an IDX file, or in one packed by gzip or zip. ValueError for anything else.
+
+    name: part of a file's name in a zip archive.
+    """
+    if content[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            found = [x for x in archive.namelist() if name in x]
+            if not found:
+                raise ValueError(f"no {name} in it")
+            content = archive.read(found[0])
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    if content[:3] != b"\0\0\x08":
+        raise ValueError("no IDX file of bytes")
+    shape = tuple(np.frombuffer(content, ">u4", content[3], offset=4).tolist())
+    if len(content) != 4 + 4 * len(shape) + int(np.prod(shape)):
+        raise ValueError(f"{len(content)} bytes are not {shape}")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
-def set_aside(raw: Path, pattern: str, why: str) -> None:
-    print(f"damaged files in {raw} ({why}); fetching again", file=sys.stderr)
-    for path in raw.glob(pattern):
-        path.replace(path.with_name(f"{path.name}.damaged"))
+def check(array: np.ndarray, kind: str, classes: range) -> None:
+    """ValueError if it is not images (N, 28, 28), or labels (N,) of these classes."""
+    if kind == "images" and (array.ndim != 3 or array.shape[1:] != (28, 28) or not len(array)):
+        raise ValueError(f"images are {array.shape}, not (N, 28, 28)")
+    if kind == "labels":
+        if array.ndim != 1 or not len(array):
+            raise ValueError(f"labels are {array.shape}, not (N,)")
+        if array.min() < classes[0] or array.max() > classes[-1]:
+            found = f"labels from {array.min()} to {array.max()}"
+            raise ValueError(f"{found}, not from {classes[0]} to {classes[-1]}")
+
+
+def paired(images: np.ndarray, labels: np.ndarray, classes: range):
+    """-> pixels uint8 (N, 28, 28), labels int64 (N,); ValueError if they are not that."""
+    check(images, "images", classes)
+    check(labels, "labels", classes)
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images, but {len(labels)} labels")
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
+
+
+# ── MNIST ──
+
+# CRC-32 of what MNIST's files hold: as many images or labels that differ are no MNIST.
+GENUINE = {
+    60000: {"images": 0xF3639B56, "labels": 0xBA07E8EF},
+    10000: {"images": 0xE4CA5F57, "labels": 0xEE8604D9},
+}
 
 
 def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
     """MNIST on disk, else downloaded, else (said in one line) the 5,000 embedded digits.
 
     Of test always the embedded ones where they are: so all are measured against the same digits.
+    UserError if there are files that cannot be used, and no others can be had.
     """
-    from torchvision.datasets import MNIST
-
-    raw, packed = root / "MNIST" / "raw", [name for name, _ in MNIST.resources]
-    unpacked = "train-*-ubyte" if split == "train" else "t10k-*-ubyte"
     if split == "test" and EMBEDDED["test"].exists():
         return *embedded_mnist("test"), "embedded"
-
-    def make(download: bool):
-        return MNIST(root, split == "train", download=download)
-
+    part, raw = "train" if split == "train" else "t10k", root / "MNIST" / "raw"
+    found, wrong = mnist_on_disk(root / "MNIST", part)
+    if found is not None:
+        for line in wrong:
+            say(f"MNIST: {line}; it is left alone")
+        return found
     try:
-        data = from_torchvision(make, raw, packed, unpacked, MNIST.mirrors)
-        return data.data, data.targets, "torchvision"
+        content = [idx(file.read_bytes(), part) for file in fetch_mnist(raw, part)]
+        found = *paired(*content, range(10)), source_of(*content)
     except UserError as why:
+        if wrong:
+            remedy = "mend or remove what is there (without any, 5,000 embedded digits are used)"
+            raise UserError(f"MNIST: {'; '.join(wrong[:2])}; {why}; {remedy}") from None
         if not EMBEDDED["train"].exists():
             raise UserError(f"MNIST: {why}; put its four .gz files in {raw}") from None
         more = f"For all 60,000 put the four .gz files in {raw}"
-        print(f"MNIST: {why}; using the 5,000 embedded. {more}", file=sys.stderr)
-    return *embedded_mnist("train"), "embedded"
+        say(f"MNIST: {why}; using the 5,000 embedded. {more}")
+        return *embedded_mnist("train"), "embedded"
+    for line in wrong:
+        say(f"MNIST: {line}; it is left alone, others were fetched")
+    return found
+
+
+def mnist_on_disk(folder: Path, part: str):
+    """part: train or t10k -> (pixels, labels, where from) or None, what is wrong with files.
+
+    By content: whatever they are packed in and called, as long as their names tell the part.
+    """
+    wrong = []
+
+    def arrays(kind: str):
+        name = f"{part}-{kind}"
+        for path in sorted(folder.rglob(f"*{name}*"), key=lambda path: (len(path.name), path)):
+            if path.is_file() and path.name[0] != ".":
+                try:
+                    array = idx(path.read_bytes(), name)
+                    check(array, kind, range(10))
+                    check_genuine(array, kind)
+                except Exception as error:  # of many kinds
+                    wrong.append(f"{path} cannot be used ({one_line(error)})")
+                else:
+                    yield path, array
+
+    for path, images in arrays("images"):
+        for other, labels in arrays("labels"):
+            try:
+                found = *paired(images, labels, range(10)), source_of(images, labels)
+                return found, wrong
+            except ValueError as error:
+                wrong.append(f"{path} and {other.name} cannot be used ({one_line(error)})")
+    return None, [*dict.fromkeys(wrong)]
+
+
+def check_genuine(array: np.ndarray, kind: str) -> None:
+    """ValueError for as many images or labels as MNIST has, which are not MNIST's."""
+    known = GENUINE.get(len(array), {}).get(kind)
+    if known is not None and zlib.crc32(array) != known:
+        raise ValueError(f"{len(array)} {kind}, but not MNIST's: damaged, or another data set")
+
+
+def source_of(images: np.ndarray, labels: np.ndarray) -> str:
+    """What config.json says of where they come from."""
+    if len(images) in GENUINE:
+        return "torchvision"
+    return f"files (CRC-32 {zlib.crc32(labels, zlib.crc32(images)):08x})"
+
+
+def fetch_mnist(raw: Path, part: str) -> list[Path]:
+    """Images and labels, from the hosts that torchvision knows. UserError if that fails."""
+    from torchvision.datasets import MNIST
+
+    files = []
+    for name, md5 in MNIST.resources:
+        if name.startswith(part):
+            urls = [f"{mirror}{name}" for mirror in MNIST.mirrors]
+            files.append(fetch(urls[0], raw / name, md5, *urls[1:]))
+    return files
 
 
 def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """split train or test -> pixels uint8 (5000, 28, 28), labels (5000,), 500 of each digit."""
     path = EMBEDDED[split]
-    with reading(path, "get it from the repository"), np.load(path) as file:
-        return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+    with reading(path, "get it from the repository"):
+        arrays = load_arrays(path, "images", "labels")
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
 
 
 def not_embedded(config) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,28 +226,48 @@ def not_embedded(config) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels[others], labels[others]
 
 
+# ── EMNIST ──
+
+
 def emnist(root: Path, split: str, emnist_split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """The right way up, labels from 0 (Cohen et al. 2017)."""
+    """The right way up, labels from 0 (Cohen et al. 2017): of the archive on disk, of files that
+    were unpacked from it, or of a download. UserError if none can be had.
+    """
     from torchvision.datasets import EMNIST
 
     raw, part = root / "EMNIST" / "raw", "train" if split == "train" else "test"
-    archive = raw / EMNIST.url.split("/")[-1]
-
-    def make(download: bool):
-        if download and not archive.exists():
-            size = "about 540 MB, once; unpacked it takes 1.8 GB more"
-            print(f"EMNIST: fetching {archive}, {size}", file=sys.stderr)
-        return EMNIST(root, emnist_split, train=split == "train", download=download)
-
-    unpacked = f"emnist-{emnist_split}-{part}-*-ubyte"
+    archive, wrong = raw / EMNIST.url.split("/")[-1], []
+    for place in (archive, fetched_name(archive), raw):
+        try:
+            if place.exists():
+                return *read_emnist(place, emnist_split, part), "torchvision"
+        except Exception as error:  # of many kinds
+            wrong.append(f"{place} is left out ({one_line(error)})")
+    for line in wrong:
+        say(f"EMNIST: {line}")
+    say(f"EMNIST: fetching {archive}, about 540 MB, once")
     try:
-        data = from_torchvision(make, raw, [archive.name], unpacked, [EMNIST.url])
+        place = fetch(EMNIST.url, archive, EMNIST.md5)
     except UserError as why:
         by_hand = f"fetch {EMNIST.url} (540 MB) and put it at {archive}"
         raise UserError(f"EMNIST: {why}; {by_hand}") from None
-    labels = data.targets - int(emnist_split == "letters")  # that split alone counts from 1
-    if not 0 <= labels.min() <= labels.max() < len(EMNIST_SPLITS[emnist_split]):
-        wrong = f"labels of {emnist_split} out of range; delete emnist-{emnist_split}-* in it"
-        raise UserError(f"{raw}: {wrong}")
-    # The files hold images mirrored at their diagonal.
-    return data.data.mT.contiguous(), labels, "torchvision"
+    with reading(place, "move it away"):
+        return *read_emnist(place, emnist_split, part), "torchvision"
+
+
+def read_emnist(place: Path, emnist_split: str, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """place: the archive, or a folder of files that were unpacked from it."""
+    arrays, first = [], int(emnist_split == "letters")  # that split alone counts from 1
+    for kind in ("images-idx3", "labels-idx1"):
+        name = f"emnist-{emnist_split}-{part}-{kind}-ubyte"
+        if place.is_dir():
+            files = [file for file in (place / name, place / f"{name}.gz") if file.is_file()]
+            if not files:
+                raise FileNotFoundError(f"no {name} there")
+            arrays.append(idx(files[0].read_bytes(), name))
+        else:
+            with zipfile.ZipFile(place) as archive:
+                arrays.append(idx(archive.read(f"gzip/{name}.gz"), name))
+    classes = range(first, first + len(EMNIST_SPLITS[emnist_split]))
+    pixels, labels = paired(*arrays, classes)
+    return pixels.mT.contiguous(), labels - first  # the files hold them mirrored at the diagonal

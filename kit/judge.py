@@ -9,7 +9,6 @@ Command   python -m kit.judge --dataset mnist --train-steps 6000 --out my_judge.
 Result    reads 99.58 % of MNIST's 10,000 test digits right (seed 0; 6 minutes on a core)
 """
 
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit.base import ROOT, Progress, UserError, cli, pick_device, reading, save_file
+from kit.base import (
+    ROOT,
+    Progress,
+    UserError,
+    cli,
+    crc32,
+    load_tensors,
+    pick_device,
+    reading,
+    save_file,
+    say,
+    tell,
+)
 from kit.datasets import file_name, settle_classes
 from kit.flags import DataConfig, flag
 from kit.images import jitter, load_dataset, not_embedded, to_images
+from kit.locks import Halfway, check_own, make_once
 
 SHIPPED = ROOT / "assets" / "judge_mnist.pt"  # not there in a notebook
 STEPS, BATCH, LR = 1200, 128, 2e-3
@@ -51,13 +63,19 @@ class Judge(nn.Sequential):
         return torch.cat(features).numpy(), torch.cat(read).numpy()
 
 
-def train(pixels, labels, classes: int, steps: int, seed: int, device, title="") -> Judge:
-    """pixels uint8 (N, 28, 28), labels (N,) -> a judge in evaluation mode. No title: no bar."""
+def train(pixels, labels, classes: int, steps: int, seed: int, device, file=None) -> Judge:
+    """pixels uint8 (N, 28, 28), labels (N,) -> a judge in evaluation mode.
+
+    file: what it is for; then a bar tells how far it is, and a kill only delays it.
+    """
     torch.manual_seed(seed)
     judge = Judge(classes).to(device).train()
     optimizer = torch.optim.AdamW(judge.parameters(), LR, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    for _ in Progress(range(steps), title, unit="step", disable=not title):
+    modules = {"model": judge, "optimizer": optimizer, "schedule": schedule}
+    key = f"{classes} {steps} {seed} {crc32(pixels.numpy()):08x}"
+    training = Halfway(file, key, **modules)
+    for _ in Progress(training.steps(steps), "judge", unit="step", total=steps, disable=not file):
         i = torch.randint(len(pixels), (BATCH,))
         images, y = jitter(to_images(pixels[i])).to(device), labels[i].to(device)
         loss = F.cross_entropy(judge(images), y)
@@ -65,6 +83,7 @@ def train(pixels, labels, classes: int, steps: int, seed: int, device, title="")
         loss.backward()
         optimizer.step()
         schedule.step()
+    training.done()
     return judge.eval()
 
 
@@ -77,9 +96,9 @@ def load_judge(config, device: torch.device, file: Path | None = None) -> Judge:
     """The judge of just these classes, with crc32, its file's; trained now if it is not there."""
     file = file or judge_path(config)
     if not file.is_file():
-        print(f"judge: {make(file, config, device, STEPS, 0)}", file=sys.stderr)
+        make_once(file, "judge", lambda: make(file, config, device, STEPS, 0))
     with reading(file, "delete it (the one in assets/: get it from the repository)"):
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_tensors(file)
         if state.pop("learned") != [config.dataset, config.classes]:
             raise UserError(f"{file} learned other classes than {', '.join(config.classes[:9])}")
         judge = Judge(len(config.classes))
@@ -90,9 +109,9 @@ def load_judge(config, device: torch.device, file: Path | None = None) -> Judge:
 
 def make(file: Path, config, device: torch.device, steps: int, seed: int) -> str:
     """Train a judge and write it to a file; -> how well it reads what it never saw."""
-    print(f"judge: training one for {config.dataset}, once; it is kept at {file}", file=sys.stderr)
+    say(f"judge: training one for {config.dataset}, once; it is kept at {file}")
     pixels, labels = not_embedded(config)
-    judge = train(pixels, labels, len(config.classes), steps, seed, device, "judge")
+    judge = train(pixels, labels, len(config.classes), steps, seed, device, file)
     state = {"learned": [config.dataset, config.classes], **judge.half().state_dict()}
     save_file(file, lambda content: torch.save(state, content))
     held_out, asked, _ = load_dataset(config, "test")
@@ -113,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
     settle_classes(config)
     file = config.out or judge_path(config)
-    print(make(file, config, pick_device(config.device), config.train_steps, config.seed))
+    check_own(file, "a judge", lambda: load_tensors(file)["learned"])
+    tell(make(file, config, pick_device(config.device), config.train_steps, config.seed))
 
 
 if __name__ == "__main__":

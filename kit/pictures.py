@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 import textwrap
 import zlib
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kit import processes
-from kit.base import read_table, save_file
+from kit.base import read_table, reading, save_file, say, tell
 from kit.captions import combinations, words_of
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words, data_kind, names_a_class
 from kit.images import to_pixels
@@ -72,9 +71,13 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
 
     Denoising losses can be compared; other losses have axes of their own.
     """
-    remedy = "delete it and its script goes on without"
-    logs = {model: read_table(file, ("step",), remedy) for model, file in curves.items()
-            if file.exists()}  # fmt: skip
+    logs = {}
+    for model, file in curves.items():
+        if file.exists():
+            remedy = "delete it: only the curve is lost"
+            logs[model] = read_table(file, ("step",), remedy)
+            with reading(file, remedy):
+                logs[model] = logs[model].astype(float)
     lines = [
         (model, name, log) for model, log in logs.items() for name in log if name.endswith("loss")
     ]
@@ -123,6 +126,7 @@ def save_outputs(run: Run, draw) -> None:
     save_film(run, draw)
     save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.metrics / "loss.csv"})
     save_samples_picture(run)
+    run.finish()
 
 
 def save_prompt_picture(run: Run, draw) -> None:
@@ -130,14 +134,14 @@ def save_prompt_picture(run: Run, draw) -> None:
     config, steps = run.config, run.saved["train_steps"]
     if not names_a_class(config, config.prompt):
         known = ", ".join(word for pair in class_words(config)[:2] for word in pair)
-        print(f"note: the prompt names nothing that was trained on: {known}, ...", file=sys.stderr)
+        say(f"note: the prompt names nothing that was trained on: {known}, ...")
     if run.step < steps:
-        print(f"note: the model is trained to step {run.step} of {steps} only", file=sys.stderr)
+        say(f"note: the model is trained to step {run.step} of {steps} only")
     pixels, _ = draw_all(run, draw, [config.prompt] * config.n, config.scale, "drawing")
     path = run.images / f"prompt_{prompt_slug(config)}.png"
     title = with_scale(config.prompt, config.has_guidance, config.scale)
     save_grid(path, pixels, math.ceil(config.n**0.5), title, inches=0.6)
-    print(path)
+    tell(path)
 
 
 def prompt_slug(config) -> str:
@@ -200,7 +204,7 @@ def save_samples_picture(run: Run) -> None:
     """samples.png: ten images of each class, at the middle one of the scales."""
     config, names = run.config, run.config.classes
     scale = sorted(config.scales)[len(config.scales) // 2]
-    pixels, labels, _ = load_samples(run.images / f"samples_w{scale}.npz")
+    pixels, labels, _ = load_samples(run.images / f"samples_w{scale}.npz", len(names))
     shown = shown_classes(len(names), len(pixels))
     title = with_scale(config.script, config.has_guidance, scale)
     if labels[0] < 0:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.base import LOST, RANK, PeerLost, UserError
+from kit.base import LOST, RANK, PeerLost, UserError, say
 
 COUNT = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's, as RANK
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # on this machine
@@ -82,7 +82,7 @@ def end_when_stuck() -> None:
             pass
         time.sleep(2)
         if RANK == 0:
-            print(LOST, file=sys.stderr)
+            say(LOST)
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -3,7 +3,6 @@
 import http.client
 import io
 import re
-import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -14,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kit.base import Progress, UserError, one_line, reachable, reading, writing
+from kit.base import Progress, UserError, one_line, reading, save_file, say, writing
+from kit.downloads import ask, fetched_name, host_of, reason
+from kit.locks import alone
 
 HOST = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
 AT_ONCE = 4  # downloads
-AGAIN = "delete it and it will be fetched again"
+AGAIN = "move it away and it will be fetched again"
+EMPTY = 6  # so many drawings without ink in a row are a gap in the file
 PARSING = threading.Lock()  # Python 3.11 cannot read two headers at once: SystemError, at times
 
 
@@ -27,14 +29,13 @@ def quickdraw(root: Path, split: str, classes: list[str], per_class: int, keep=s
 
     keep: which ones of each class.
     """
-    paths = {name: root / "quickdraw" / f"{name}.npy" for name in classes}
-    lacking = {}  # name -> bytes
-    for name, path in paths.items():
-        have, want = bytes_wanted(path, per_class)
-        if have < want:
-            lacking[name] = want - have
-    if lacking:
-        fetch_categories(paths, lacking, per_class)
+    folder = root / "quickdraw"
+    paths = {name: file_of(folder / f"{name}.npy") for name in classes}
+    if lacking(paths, per_class):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder, "QuickDraw"):
+            fetch_categories(paths, per_class)
     # One array from the start: the parts and their concatenation would take twice the memory.
     total = 0
     for path in paths.values():
@@ -62,7 +63,11 @@ def npy_size(path: Path) -> tuple[int, int]:
     ValueError if it is no uint8 (N, 784).
     """
     with path.open("rb") as file:
-        head = io.BytesIO(file.read(4096))
+        return header_size(file.read(4096))
+
+
+def header_size(content: bytes) -> tuple[int, int]:
+    head = io.BytesIO(content)
     version = np.lib.format.read_magic(head)
     if version != (1, 0):
         raise ValueError(f"version {version} of the .npy format, not (1, 0)")
@@ -90,38 +95,66 @@ def read_bitmaps(path: Path, n: int) -> np.ndarray:
     """-> uint8 (n, 28, 28), or fewer: the file may be a beginning, which np.load would refuse."""
     with reading(path, AGAIN):
         start, rows = npy_size(path)
-        pixels = np.fromfile(path, np.uint8, 784 * min(rows, n), offset=start)
+        pixels = np.fromfile(path, np.uint8, 784 * min(rows, n), offset=start).reshape(-1, 784)
+        empty = np.flatnonzero(~pixels.any(1))
+        if len(empty) >= EMPTY and (empty[EMPTY - 1 :] - empty[: 1 - EMPTY] == EMPTY - 1).any():
+            raise ValueError(f"zeros instead of drawings, near number {empty[0]}")
         return pixels.reshape(-1, 28, 28)
 
 
 def bytes_wanted(path: Path, per_class: int) -> tuple[int, int]:
     """How many bytes of a category are there, and how many there have to be."""
-    have = path.stat().st_size if path.exists() else 0
-    try:
-        start, rows = npy_size(path)
-        return have, start + 784 * min(rows, per_class)
-    except (OSError, ValueError) as error:
-        if have >= 128:  # a whole header
-            print(f"{path} is damaged ({one_line(error)}); fetching again", file=sys.stderr)
-            path.replace(path.with_name(f"{path.name}.damaged"))
+    if not path.exists():
         return 0, 128 + 784 * per_class
+    with reading(path, AGAIN):
+        start, rows = npy_size(path)
+        return path.stat().st_size, start + 784 * min(rows, per_class)
+
+
+def lacking(paths: dict[str, Path], per_class: int) -> dict[str, int]:
+    """Category -> how many bytes of it are still to be fetched."""
+    missing = {}
+    for name, path in paths.items():
+        have, want = bytes_wanted(path, per_class)
+        if have < want:
+            missing[name] = want - have
+    return missing
+
+
+def file_of(path: Path) -> Path:
+    """path, or where there is something else than bitmaps, which stays as it is, a name beside."""
+    try:
+        if path.exists():
+            npy_size(path)
+        return path
+    except (OSError, ValueError) as error:
+        other = fetched_name(path)
+        if not other.exists():
+            say(f"{path} holds no bitmaps ({one_line(error)}); it stays, {other.name} is fetched")
+        return other
 
 
 # ── Downloads ──
 
 
-def fetch_categories(paths: dict[str, Path], lacking: dict[str, int], per_class: int) -> None:
-    """Fetch the missing bytes (name -> how many), several files at once."""
-    urls = {name: HOST + urllib.parse.quote(f"{name}.npy") for name in lacking}
-    first, *others = lacking
-    if not reachable(urls[first]):
+def fetch_categories(paths: dict[str, Path], per_class: int) -> None:
+    """Fetch the bytes that are missing, several files at once."""
+    missing = lacking(paths, per_class)
+    if not missing:
+        return
+    urls = {name: HOST + urllib.parse.quote(f"{name}.npy") for name in missing}
+    first, *others = missing
+    try:
+        ask(urls[first], method="HEAD").close()
+    except urllib.error.HTTPError:  # an answer all the same
+        pass
+    except Exception as error:  # of many kinds
         more = f", and so on for {len(others)} more" if others else ""
         by_hand = f"fetch {urls[first]} and put it at {paths[first]}{more}"
-        raise UserError(f"QuickDraw: {urls[first].split('/')[2]} does not answer; {by_hand}")
-    with writing(paths[first]):
-        paths[first].parent.mkdir(parents=True, exist_ok=True)
-    stop, title = threading.Event(), f"QuickDraw, {len(lacking)} categories"
-    bar = Progress(desc=title, total=sum(lacking.values()), unit="B", unit_scale=True)
+        why = f"{host_of(urls[first])} {reason(error)}"
+        raise UserError(f"QuickDraw: {why}; {by_hand}") from None
+    stop, title = threading.Event(), f"QuickDraw, {len(missing)} categories"
+    bar = Progress(desc=title, total=sum(missing.values()), unit="B", unit_scale=True)
     with bar, ThreadPoolExecutor(AT_ONCE) as pool:
         jobs = []
         for name, url in urls.items():
@@ -148,7 +181,7 @@ def fetch_category(url: str, path: Path, per_class: int, bar: Progress, stop) ->
                 if stop.is_set():
                     return
         except urllib.error.HTTPError as error:
-            why = f"the server answers {error.code} {error.reason}"
+            why = f"the server {reason(error)}"
             if error.code < 500:
                 break
         except (OSError, http.client.HTTPException) as error:
@@ -173,23 +206,35 @@ def fetch_range(url: str, path: Path, have: int, want: int, bar: Progress, by_ha
                 f"{url} is another file by now than the one begun at {path}; delete that"
             )
         bar.total += min(want, total) - want
-        with path.open("ab" if have else "wb") as file:
-            while chunk := answer.read(1 << 16):
+        if not have:
+            head = received(answer, min(128, total))
+            if len(head) < min(128, total):
+                raise http.client.HTTPException("the connection breaks")
+            check_header(url, head, total)
+            save_file(path, lambda file: file.write(head))  # so a file begins with all of it
+            bar.update(len(head))
+        with writing(path), path.open("ab") as file:
+            while chunk := received(answer):
                 file.write(chunk)
                 bar.update(len(chunk))
                 yield
-    if not have and path.stat().st_size >= min(128, total):  # a whole header, or all there is
-        check_new(url, path, total)
 
 
-def check_new(url: str, path: Path, total: int) -> None:
-    """UserError, and path is gone, if its header does not fit a server's file of total bytes."""
+def received(answer, most: int = 1 << 16) -> bytes:
+    """The next bytes of an answer. HTTPException if that fails: an OSError is the disk's."""
     try:
-        size = promised(path)
-        if size == total:
-            return
-        why = f"ends early: {total} bytes of the {size} that its header promises"
+        return answer.read(most)
+    except OSError as error:
+        raise http.client.HTTPException(reason(error)) from None
+
+
+def check_header(url: str, head: bytes, total: int) -> None:
+    """UserError if a .npy file that begins with head is not one of bitmaps of total bytes."""
+    try:
+        start, rows = header_size(head)
+        size = start + 784 * rows
     except ValueError as error:
-        why = f"is not what it should be: {one_line(error)}"
-    path.unlink()
-    raise UserError(f"{url} {why}")
+        raise UserError(f"{url} is not what it should be: {one_line(error)}") from None
+    if size != total:
+        promise = f"{total} bytes of the {size} that its header promises"
+        raise UserError(f"{url} ends early: {promise}")

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kit import base, processes
-from kit.base import Progress, UserError, reading
+from kit import base, locks, processes
+from kit.base import Progress, UserError, load_tensors, reading, say
 from kit.captions import Captions
 from kit.datasets import readable, settle_classes, typed_dataset
 from kit.flags import Config, plain
 from kit.images import load_dataset
 
 MANY = 500  # texts that are worth a file
+BAD_CHECKPOINT = "put a copy of it there, or train anew with --fresh, which moves the run aside"
 PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
 
 
@@ -50,6 +53,7 @@ class Run:
         self.states = torch.zeros(0, 0)  # of the training images; see kit.attributes
         self.replicas = {}  # what parallel() has made
         self.facts = {}
+        self.taken, self.last_changed = False, changed(self.last)  # see take()
         self.checkpoint = processes.from_first(self.read_checkpoint)
         if self.checkpoint is not None:
             self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
@@ -63,7 +67,7 @@ class Run:
         self.check(**{name: getattr(config, name) for name in chosen}, pictures=config.pictures)
         self.clip = config.clip  # its name: that of --clip, or else of the run on disk
         if self.clip == "auto":
-            self.clip = self.saved.get("text_encoder") or "auto"
+            self.clip = self.clip_of_training()
         elif not Path(self.clip).expanduser().is_file():  # a file is compared when it is read
             self.check(text_encoder=self.clip)
 
@@ -71,11 +75,16 @@ class Run:
         """UserError if it is damaged."""
         if self.config.fresh or not self.last.exists():
             return None
-        with reading(self.last, "--fresh starts over"):
-            checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-            missing = {"config", "step", "rng"} - set(checkpoint)
-            if missing:
-                raise ValueError(f"no {min(missing)} in it")
+        with reading(self.last, BAD_CHECKPOINT):
+            checkpoint = load_tensors(self.last)
+            if not isinstance(checkpoint, dict):
+                raise ValueError(f"a {type(checkpoint).__name__}, no checkpoint of a run")
+            known = {"config": dict, "step": int, "rng": (list, dict)}
+            for name, kind in known.items():
+                if not isinstance(checkpoint[name], kind):
+                    raise ValueError(f"its {name} is a {type(checkpoint[name]).__name__}")
+            for name in ("script", "dataset", "train_steps"):
+                checkpoint["config"][name]  # KeyError if it lacks
             return checkpoint
 
     def take_over_choices(self) -> None:
@@ -90,8 +99,20 @@ class Run:
                 setattr(config, name, self.saved[name])
         config.pictures = self.saved.get("pictures")
 
+    def clip_of_training(self) -> str:
+        """The name of the run's text encoder; of a file, where it lies now. UserError if gone."""
+        known = self.saved.get("text_encoder") or "auto"
+        found = clip_now(known, self.config)
+        if not found:
+            wrong = f"{self.folder} was trained with --clip {known}, which is gone"
+            raise UserError(f"{wrong}; say where it is now: --clip FILE")
+        return found
+
     def check(self, **facts) -> None:
         """UserError if the run on disk was made with others."""
+        crc32 = facts.get("text_encoder_crc32")
+        if crc32 and crc32 == self.saved.get("text_encoder_crc32"):
+            facts.pop("text_encoder", None)  # the same file at another place
         for name, value in plain(facts).items():
             old = self.saved.get(name, value)
             if old != value:
@@ -132,10 +153,19 @@ class Run:
 
     def load(self, **modules) -> None:
         """Give modules (name -> module or optimiser) the state that the checkpoint has for them."""
-        with reading(self.last, "--fresh starts over"):
+        with reading(self.last, BAD_CHECKPOINT):
             for name, module in modules.items():
-                if name != "scaler" or name in self.checkpoint:  # which only float16 has
-                    module.load_state_dict(self.checkpoint[name])
+                if name == "scaler" and name not in self.checkpoint:  # which only float16 has
+                    continue
+                state = self.checkpoint[name]
+                bad = not_finite(state)
+                if bad:
+                    raise ValueError(f"{name}.{bad} holds numbers that are none")
+                try:
+                    module.load_state_dict(state)
+                except RuntimeError as error:  # a line for each weight
+                    lines = str(error).split("\n")
+                    raise ValueError(f"{name}: {lines[min(1, len(lines) - 1)].strip()}") from None
 
     def half(self) -> torch.dtype | None:
         """What convolutions and matrix products of training work in; None for float32.
@@ -211,6 +241,7 @@ class Run:
         """Write config.json: every choice, facts about data and encoder, versions, revision."""
         self.check(**facts)
         if processes.RANK == 0:
+            self.take()
             self.make_room()
         config, now = self.config, [*self.config.names("sampling"), "scales", "sampler"]
         self.saved = plain(dataclasses.asdict(config)) | {
@@ -233,82 +264,125 @@ class Run:
         if processes.RANK == 0:
             base.save_text(self.folder / "config.json", json.dumps(self.saved, indent=2))
 
+    def take(self) -> None:
+        """Have the run's folder for this process alone. UserError if another one has it."""
+        with base.writing(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if not locks.hold(self.folder):
+            by = locks.holder(self.folder)
+            raise UserError(f"{by} is at work on {self.folder}; wait for it, or use another --out")
+        if not self.taken and self.last_changed != changed(self.last):
+            locks.release(self.folder)
+            raise UserError(f"another process has just gone on with {self.folder}; "
+                            "give the command again")  # fmt: skip
+        self.taken = True
+
+    def finish(self) -> None:
+        """Let others have the run's folder."""
+        if processes.RANK == 0:
+            locks.release(self.folder)
+
     def make_room(self) -> None:
         """Move an earlier run aside; delete samples that other flags have drawn."""
         if not self.step and (self.last.exists() or self.images.exists()):
             aside = self.folder.with_name(f".{self.folder.name}_{time.time():.0f}")
             with base.writing(aside):
                 self.folder.rename(aside)
-            print(f"the earlier run is now in {aside}", file=sys.stderr)
+            say(f"the earlier run is now in {aside}")
         if self.folder.exists() and not self.drawn_alike():
-            for path in [*self.images.glob("samples*"), self.metrics / "performance.csv"]:
+            drawn = [path for path in self.images.glob("samples_*") if is_sample_file(path)]
+            for path in [*drawn, self.images / "samples.png", self.metrics / "performance.csv"]:
                 path.unlink(missing_ok=True)
 
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0.
 
         In between write loss.csv, and the checkpoint of modules (name -> module or optimiser).
+        Asked to end, by Ctrl-C or SIGTERM, it finishes the step and writes both.
         """
         total, batch, rows = self.config.train_steps, self.config.batch_size, []
         if self.scaler.is_enabled():
             modules["scaler"] = self.scaler
         if self.step:
-            print(f"{self.folder}: going on from step {self.step} of {total}", file=sys.stderr)
+            say(f"{self.folder}: going on from step {self.step} of {total}")
             self.load(**modules)
             rows = self.earlier_losses() if processes.RANK == 0 else []
         self.restore_rng()
         saved = start = time.perf_counter()
-        with Progress(desc="training", total=total * batch, initial=self.step * batch) as bar:
+        bar = Progress(desc="training", total=total * batch, initial=self.step * batch)
+        alone = processes.COUNT == 1  # several must do this at the same step
+        with bar, base.noted(patient=not alone) as signals:
             while self.step < total:
                 yield self.step
                 self.step += 1
                 seconds = time.perf_counter() - start
-                alone = processes.COUNT == 1  # several must do this at the same step
-                if self.step % self.LOG_EVERY and self.step < total and (seconds < 30 or not alone):
+                asked = seconds > 30 or signals
+                if self.step % self.LOG_EVERY and self.step < total and not (alone and asked):
                     continue
                 due = time.perf_counter() - saved > self.SAVE_EVERY or self.step == total
-                row, due = self.loss_row(due)  # waits for the device, so the time is taken after it
+                row, due, ending = self.loss_row(due, bool(signals))  # waits for the device
                 images, seconds = len(self.losses) * batch, time.perf_counter() - start
                 rows.append(row | {"images_per_second": f"{images / seconds:.4g}"})
                 bar.update(images)
-                if due:
+                if due or ending:
                     self.save_checkpoint(modules, rows)
                     saved = time.perf_counter()
+                if ending:
+                    bar.close()
+                    say(f"{self.folder}: saved at step {self.step} of {total}")
+                    base.raise_terminated((*signals, base.signal.SIGINT)[0])
                 self.losses, start = [], time.perf_counter()
                 bar.set_postfix(list(rows[-1].items())[1:-1], refresh=False)
 
-    def loss_row(self, due: bool) -> tuple[dict, bool]:
+    def loss_row(self, due: bool, ending: bool) -> tuple[dict, bool, bool]:
         """-> the means of the losses since the last row, whether the first process finds a
-        checkpoint due. UserError if a loss is no number any more.
+        checkpoint due, whether any shall end. UserError if a loss is no number any more.
         """
         names = [*self.losses[0]]
         means = [torch.stack([step[name] for step in self.losses]).mean().item() for name in names]
         first_finds = float(due) if processes.RANK == 0 else 0.0
-        *means, first_finds = processes.mean([*means, first_finds])
+        *means, first_finds, one_ends = processes.mean([*means, first_finds, float(ending)])
         row = {"step": self.step}
         for name, mean in zip(names, means):
             if not math.isfinite(mean):
-                slower = f"--fresh with --lr {self.config.lr / 3:g}"
-                raise UserError(f"{name} is {mean} at step {self.step}; try {slower}")
+                self.diverged(f"{name} is {mean}")
             row[name] = f"{mean:.6f}"
-        return row, first_finds > 0
+        return row, first_finds > 0, one_ends > 0
+
+    def diverged(self, what: str) -> None:
+        """UserError with a remedy."""
+        slower = f"--fresh with --lr {self.config.lr / 3:g}"
+        kept = f"the last good checkpoint stays at {self.last}" if self.last.exists() else "none"
+        raise UserError(f"{what} at step {self.step}; try {slower} ({kept})")
 
     def earlier_losses(self) -> list[dict]:
         """The rows of loss.csv up to the checkpoint, as they were written."""
         path, remedy = self.metrics / "loss.csv", "delete it: only the curve so far is lost"
         if not path.exists():
+            say(f"{path} is missing: the curve begins anew at step {self.step}")
             return []
         table = base.read_table(path, ("step", "images_per_second"), remedy, dtype=str)
         with reading(path, remedy):
-            return table[table["step"].astype(int) <= self.step].to_dict("records")
+            table = table.apply(lambda column: column.str.replace(",", "."))  # of a spreadsheet
+            steps = table.astype(float)["step"]
+            table["step"] = steps.astype(int).astype(str)
+            if (steps.diff()[1:] <= 0).any():
+                raise ValueError("its steps do not rise")
+            return table[steps <= self.step].to_dict("records")
 
     def save_checkpoint(self, modules: dict, rows: list[dict]) -> None:
-        """last.pt, and loss.csv up to it. All processes give their random states."""
+        """last.pt, and loss.csv up to it. All processes give their random states.
+
+        UserError if a weight is no number any more: then the earlier one stays.
+        """
         states = processes.gather(random_states(self.device))
         if processes.RANK > 0:
             return
-        base.save_table(self.metrics / "loss.csv", rows)
         state = {name: module.state_dict() for name, module in modules.items()}
+        bad = not_finite(state)
+        if bad:
+            self.diverged(f"{bad} holds numbers that are none")
+        base.save_table(self.metrics / "loss.csv", rows)
         state |= {"step": self.step, "config": self.saved, "rng": states}
         base.save_file(self.last, lambda file: torch.save(state, file))
 
@@ -318,7 +392,7 @@ class Run:
             return  # main() has seeded it
         torch.manual_seed(processes.own_seed(self.config.seed, self.step))
         if self.step:
-            with reading(self.last, "--fresh starts over"):
+            with reading(self.last, BAD_CHECKPOINT):
                 states = self.checkpoint["rng"]
                 if "random" in states:  # as a checkpoint of an earlier version has it
                     states = [{"cpu": states["random"], **states}]
@@ -359,18 +433,83 @@ def encode_once(encoder, texts: list[str], known: dict[str, torch.Tensor]) -> to
     return torch.stack([known[text] for text in texts])
 
 
-def git_revision() -> str | None:
-    """Of the scripts' own repository, if they are in one."""
-    command = ["git", "-C", str(base.ROOT), "describe", "--always", "--dirty"]
+def clip_now(known: str, config) -> str:
+    """known: the name of a CLIP, or where its file was -> the same, or where it is now, or ""."""
+    name = re.split(r"[\\/]", known)[-1]
+    if not (Path(known).is_absolute() or "\\" in known):
+        return known
+    folders = config.out, config.out.parent, config.data_dir, base.ROOT
+    places = [Path(known), *(folder / name for folder in folders)]
+    return next((str(place) for place in places if place.is_file()), "")
+
+
+def not_finite(state, name: str = "") -> str:
+    """The name of a tensor in nested dicts and lists that holds NaN or infinity, or ""."""
+    if isinstance(state, torch.Tensor):
+        return name if state.is_floating_point() and not state.isfinite().all() else ""
+    if not isinstance(state, (dict, list, tuple)):
+        return ""
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    found = (not_finite(value, f"{name}.{key}".lstrip(".")) for key, value in items)
+    return next(filter(None, found), "")
+
+
+def changed(path: Path) -> tuple | None:
+    """Something that differs once a file is another one; None if there is none."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        facts = path.stat()
+        return facts.st_ino, facts.st_size, facts.st_mtime_ns
+    except OSError:
         return None
+
+
+def git_revision() -> str | None:
+    """Of the scripts' own repository, if they are in one; of no other one around it."""
+    if not (base.ROOT / ".git").exists():
+        return None
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(base.ROOT)]
+    options = {"capture_output": True, "check": True, "timeout": 10, "env": env}
+    try:
+        done = subprocess.run([*command, "describe", "--always", "--dirty"], **options)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return done.stdout.decode("utf-8", "replace").strip()[:80] or None
 
 
 def read_config(folder: Path) -> dict:
     """A run's config.json; UserError if it is missing or damaged."""
     path = folder / "config.json"
-    with reading(path, "run its script again"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {"classes": config["classes"], "seed": config["seed"], **config}
+    with reading(path, "give its script's command again, which mends it and trains nothing"):
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        classes, seed = config["classes"], config["seed"]
+        if not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"classes are {str(classes)[:40]}")
+        if not isinstance(seed, int):
+            raise ValueError(f"seed is {seed!r}")
+        return config
+
+
+# ── Its sample files, by name ──
+
+SAMPLE_FILE = re.compile(r"samples(_heldout|_attributes)?_w(\d+\.?\d*)(_throughout)?\.npz")
+
+
+def is_sample_file(path: Path) -> bool:
+    return bool(SAMPLE_FILE.fullmatch(path.name))
+
+
+def sample_files_in(folder: Path, kind: str = "") -> list[Path]:
+    """kind: "", "heldout" or "attributes" -> a run's files of it, by name.
+
+    What is not named as a script names it, such as a browser's "samples_w1.0 (1).npz", is left out
+    with a line.
+    """
+    found = []
+    for path in sorted((folder / "images").glob("samples*.npz")):
+        name = SAMPLE_FILE.fullmatch(path.name)
+        if name is None and not kind:
+            base.say_once(f"left out: {path}, which no script has named so")
+        elif name and (name[1] or "").strip("_") == kind:
+            found.append(path)
+    return found

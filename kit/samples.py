@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kit import processes
-from kit.base import Progress, read_table, reading, save_arrays, save_table
+from kit.base import Progress, load_arrays, read_table, reading, save_arrays, save_table, say
 from kit.captions import combinations, words_of
 from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 from kit.images import to_pixels
@@ -185,26 +185,36 @@ def missing_files(run: Run) -> tuple[dict, list[SampleFile]]:
     return rows, files
 
 
-def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+DRAWN_ANEW = "move it away and give its script's command again, which draws it anew"
+
+
+def load_samples(path: Path, classes: int = 2**31, remedy: str = DRAWN_ANEW):
     """-> images uint8 (N, 28, 28), labels int64 (N,), prompts (N,).
 
-    UserError if the file holds anything else, or fewer than 2 images.
+    UserError if the file holds anything else, or fewer than 2 images. Labels are all below
+    classes, or all -1.
     """
-    with reading(path, "delete it and run its script again"):
-        with np.load(path) as file:
-            images, labels, prompts = file["images"], file["labels"], file["prompts"]
+    with reading(path, remedy):
+        images, labels, prompts = load_arrays(path, "images", "labels", "prompts").values()
         n, shape = len(labels), f"{images.dtype} {images.shape}"
-        if images.dtype != np.uint8 or images.shape != (n, 28, 28) or not 1 < n == len(prompts):
+        if images.dtype != np.uint8 or images.shape != (n, 28, 28) or n < 2:
             raise ValueError(f"holds {shape}, {n} labels, not uint8 (N, 28, 28), N > 1")
+        if labels.dtype.kind != "i" or labels.shape != (n,):
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not int64 ({n},)")
+        if prompts.dtype.kind != "U" or prompts.shape != (n,):
+            raise ValueError(f"prompts are {prompts.dtype} {prompts.shape}, not text ({n},)")
+        least, most = labels.min(), labels.max()
+        if not (0 <= least <= most < classes or least == most == -1):
+            raise ValueError(f"labels go from {least} to {most}, not from 0 to {classes - 1}")
     return images, labels, prompts
 
 
 def load_asked(path: Path, attributes: int) -> np.ndarray:
     """Of a sample file: what was asked of each attribute, -1, 0 or 1, int8 (N, attributes)."""
-    with reading(path, "delete it and run its script again"), np.load(path) as file:
-        asked, n = file["asked"], len(file["labels"])
-        if asked.shape != (n, attributes) or not np.isin(asked, (-1, 0, 1)).all():
-            raise ValueError(f"asked holds {asked.shape}, not -1, 0, 1 ({n}, {attributes})")
+    with reading(path, DRAWN_ANEW):
+        asked, labels = load_arrays(path, "asked", "labels").values()
+        if asked.shape != (len(labels), attributes) or not np.isin(asked, (-1, 0, 1)).all():
+            raise ValueError(f"asked is {asked.shape}, not -1, 0, 1 ({len(labels)}, {attributes})")
     return asked
 
 
@@ -216,8 +226,10 @@ def earlier_performance(run: Run) -> dict[tuple[float, str], dict]:
     path = run.metrics / "performance.csv"
     if not path.exists():
         return {}
-    table = read_table(path, ("scale", "guidance"), "delete it and run the script again")
-    return {(row["scale"], row["guidance"]): row for row in table.to_dict("records")}
+    remedy = "move it away and give the command again, which draws the samples anew"
+    table = read_table(path, ("scale", "guidance"), remedy)
+    with reading(path, remedy):
+        return {(float(row["scale"]), row["guidance"]): row for row in table.to_dict("records")}
 
 
 def performance(run: Run, scale: float, guidance: str, speed: float) -> dict:
@@ -242,9 +254,12 @@ def training_seconds(run: Run) -> float:
     path, columns = run.metrics / "loss.csv", ("step", "images_per_second")
     if not path.exists():
         return math.nan
-    log = read_table(path, columns, "delete it: only the curve is lost")
-    images = log["step"].diff().fillna(log["step"]) * run.config.batch_size
-    return float((images / log["images_per_second"]).sum()) or math.nan
+    remedy = "delete it: only the curve is lost"
+    log = read_table(path, columns, remedy)
+    with reading(path, remedy):
+        log = log.astype(float)
+        images = log["step"].diff().fillna(log["step"]) * run.config.batch_size
+        return float((images / log["images_per_second"]).sum()) or math.nan
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -266,7 +281,7 @@ def complete(run: Run) -> bool:
     """Whether all that a run leaves is on disk; if so, says it. Never so with --prompt."""
     if run.config.prompt is not None or not processes.from_first(lambda: has_all(run)):
         return False
-    print(f"{run.folder} is complete; --fresh starts over", file=sys.stderr)
+    say(f"{run.folder} is complete; --fresh starts over")
     return True
 
 

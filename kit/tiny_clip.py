@@ -14,7 +14,6 @@ Command   python -m kit.tiny_clip --dataset mnist --out my_clip.pt
 Result    98.4 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
 """
 
-import sys
 import time
 from collections import namedtuple
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ import torch
 import torch.nn.functional as F
 
 from kit import attributes, datasets
-from kit.base import ROOT, Progress, UserError, cli, pick_device, save_file
+from kit.base import ROOT, Progress, UserError, cli, crc32, pick_device, save_file, say, tell
 from kit.captions import Captions
 from kit.clip import Clip, clip_pixels, import_clip
 from kit.datasets import TRAIN_TEMPLATES, phrasings
 from kit.flags import DataConfig, flag
 from kit.images import EMBEDDED as DIGIT_IMAGES
 from kit.images import embedded_mnist, jitter, load_dataset, to_images
+from kit.locks import Halfway, check_own, make_once
 
 EMBEDDED = ROOT / "assets" / "tiny_clip.pt"  # not there in a notebook
 STEPS, IMAGES, OTHERS, LR = 2600, 40, 8, 2e-3  # images of a step, captions of other images
@@ -45,7 +45,7 @@ def load_tiny(config, device: torch.device) -> Clip:
     """The tiny CLIP of just these images, trained now if it is not there."""
     file = tiny_path(config)
     if not file.is_file():
-        print(f"CLIP: {make(file, config, device, STEPS, 0)}", file=sys.stderr)
+        make_once(file, "CLIP", lambda: make(file, config, device, STEPS, 0))
     return check_learned(Clip("tiny", file, device), file, config)
 
 
@@ -150,15 +150,20 @@ def contrastive_loss(
 
 
 def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tensor, steps: int,
-          seed: int):  # fmt: skip
-    """pixels uint8 (N, 28, 28), labels (N,) -> the trained model, in evaluation mode."""
+          seed: int, file: Path):  # fmt: skip
+    """pixels uint8 (N, 28, 28), labels (N,) -> the trained model, in evaluation mode.
+
+    file: what it is for; beside it is kept how far the training has come.
+    """
     torch.manual_seed(seed)
     captions = captions_of(config, pixels, labels)
     vocabulary = vocabulary_of(config, captions)
     model = build_clip().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
-    bar = Progress(range(steps), "tiny CLIP", unit="step", leave=False)
+    key = f"{config.dataset} {config.classes} {steps} {seed} {crc32(pixels.numpy()):08x}"
+    training = Halfway(file, key, model=model, optimizer=optimizer, schedule=schedule)
+    bar = Progress(training.steps(steps), "tiny CLIP", unit="step", total=steps, leave=False)
     for _ in bar:
         i = captions.draw(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
@@ -169,6 +174,7 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    training.done()
     return model.eval()
 
 
@@ -239,9 +245,9 @@ def make(file: Path, config, device: torch.device, steps: int, seed: int) -> str
     pixels, labels = real_images(config, "train")
     start = time.time()
     what = f"training a tiny one for {config.dataset}, once; it will be kept at {file}"
-    print(f"CLIP: {what}", file=sys.stderr)
+    say(f"CLIP: {what}")
     # In half precision, since most of the file is the table of 49,408 tokens.
-    model = train(config, device, pixels, labels, steps, seed).half()
+    model = train(config, device, pixels, labels, steps, seed, file).half()
     state = {**model.state_dict(), "learned": [config.dataset, config.classes]}
     save_file(file, lambda content: torch.save(state, content))
     clip, held_out = Clip("tiny", file, device), real_images(config, "test")
@@ -266,7 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     datasets.settle_classes(config)
     device = pick_device(config.device)
     file = config.out or tiny_path(config)
-    print(make(file, config, device, config.train_steps, config.seed))
+    check_own(file, "a CLIP that this has trained", lambda: Clip("", file, device).learned)
+    tell(make(file, config, device, config.train_steps, config.seed))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torchvision.datasets import EMNIST
 
 import common
 import evaluate
-from kit import base, captions, datasets, images, judge, tiny_clip
+from kit import base, captions, datasets, downloads, images, judge, tiny_clip
 from kit.clip import Clip, import_clip
 from kit.encoders import load_clip
 
@@ -92,6 +92,7 @@ def emnist_host(server, monkeypatch):
     md5 = write_archive(server.root / "gzip.zip", server.parts)
     monkeypatch.setattr(EMNIST, "url", f"{server.url}gzip.zip")
     monkeypatch.setattr(EMNIST, "md5", md5)
+    monkeypatch.setattr(downloads, "PAUSE", 0)
     return server
 
 
@@ -130,6 +131,8 @@ def test_download_is_announced_and_every_split_is_upright_from_0(emnist_host, tm
             assert source == "torchvision" and labels.tolist() == y.tolist()
             assert got.dtype == torch.uint8 and (got.numpy() == pixels).all()
     assert len(emnist_host.requests) == asked and capfd.readouterr().err.count("540 MB") == 1
+    raw = {path.name for path in (tmp_path / "EMNIST" / "raw").glob("[!.]*")}
+    assert raw == {"gzip.zip"}, "nothing is unpacked"
 
 
 def test_an_archive_put_there_by_hand_needs_no_network(emnist_host, tmp_path, monkeypatch, capfd):
@@ -140,13 +143,44 @@ def test_an_archive_put_there_by_hand_needs_no_network(emnist_host, tmp_path, mo
     assert "540 MB" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("cut", ["images-idx3", "labels-idx1"])
-def test_a_truncated_file_is_set_aside_and_unpacked_again(emnist_host, tmp_path, capfd, cut):
-    load(tmp_path, "letters")
-    path = tmp_path / "EMNIST" / "raw" / f"emnist-letters-train-{cut}-ubyte"
-    path.write_bytes(path.read_bytes()[:20])
-    assert len(load(tmp_path, "letters")[0]) == 52
-    assert "damaged" in capfd.readouterr().err and list(path.parent.glob("*.damaged"))
+def unpack(archive, raw):
+    """What torchvision leaves beside the archive."""
+    raw.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as file:
+        for name in file.namelist():
+            if name.endswith(".gz"):
+                content = gzip.decompress(file.read(name))
+                (raw / name.split("/")[-1].removesuffix(".gz")).write_bytes(content)
+
+
+def test_files_that_torchvision_has_unpacked_are_enough(emnist_host, tmp_path):
+    unpack(emnist_host.root / "gzip.zip", tmp_path / "EMNIST" / "raw")
+    got, labels, _ = load(tmp_path, "letters")
+    assert (got.numpy() == emnist_host.parts["letters-train"][0]).all()
+    assert not emnist_host.requests
+
+
+@pytest.mark.parametrize("fault", ["cut", "a web page", "damaged inside", "other files", "hostile"])
+def test_an_archive_that_cannot_be_used_stays_and_another_is_fetched(
+    emnist_host, tmp_path, capfd, fault
+):
+    mine = tmp_path / "EMNIST" / "raw" / "gzip.zip"
+    mine.parent.mkdir(parents=True)
+    whole = (emnist_host.root / "gzip.zip").read_bytes()
+    half = len(whole) // 2
+    content = {"cut": whole[:half], "a web page": b"<html>login</html>"}
+    content["damaged inside"] = whole[:9000] + bytes(half - 9000) + whole[half:]
+    mine.write_bytes(content.get(fault, b""))
+    if fault in ("other files", "hostile"):
+        with zipfile.ZipFile(mine, "w") as archive:
+            archive.writestr("gzip/readme" if fault == "other files" else "../../owned", "!")
+    before = mine.read_bytes()
+    for _ in range(2):
+        got, labels, _ = load(tmp_path, "letters")
+        assert (got.numpy() == emnist_host.parts["letters-train"][0]).all()
+    assert mine.read_bytes() == before and len(emnist_host.requests) == 1
+    assert "gzip.zip is left out" in capfd.readouterr().err
+    assert (mine.parent / "gzip-fetched.zip").exists() and not list(tmp_path.rglob("owned"))
 
 
 @pytest.mark.parametrize("fault", ["half", "html", "gone", "offline"])
@@ -171,15 +205,17 @@ def test_without_the_archive_one_line_names_it_and_its_place(
     )
 
 
-def test_labels_of_another_split_are_refused(emnist_host, tmp_path):
-    load(tmp_path, "byclass")
+def test_labels_of_another_split_are_refused(emnist_host, tmp_path, capfd):
     raw = tmp_path / "EMNIST" / "raw"
+    unpack(emnist_host.root / "gzip.zip", raw)
+    (emnist_host.root / "gzip.zip").unlink()
     for kind in ("images-idx3", "labels-idx1"):
         (raw / f"emnist-byclass-train-{kind}-ubyte").replace(
             raw / f"emnist-letters-train-{kind}-ubyte"
         )
-    with pytest.raises(base.UserError, match="out of range"):
+    with pytest.raises(base.UserError, match="404"):
         load(tmp_path, "letters")
+    assert "labels from 0 to 61, not from 1 to 26" in capfd.readouterr().err
 
 
 def test_captions_about_other_letters_have_articles_in_them():

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -210,15 +211,47 @@ def test_a_file_that_changed_at_its_host_is_not_appended_to_the_old_one(google, 
     ) == 45
 
 
-def test_a_damaged_file_is_set_aside_and_fetched_again(google, tmp_path, capfd):
+FOREIGN = {
+    "a web page": b"<html>" * 1000,
+    "empty": b"",
+    "a header that stops half-way": npy(doodles("cat"))[:40],
+    "another shape": npy(np.zeros((9, 100), np.uint8)),
+    "a pickle": b"\x80\x04\x95",
+}
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_what_holds_no_bitmaps_stays_and_they_are_fetched_beside_it(google, tmp_path, capfd, fault):
     google.files["cat"] = npy(doodles("cat"))
-    (tmp_path / "quickdraw").mkdir()
-    (tmp_path / "quickdraw" / "cat.npy").write_bytes(b"<html>" * 1000)
+    mine = tmp_path / "quickdraw" / "cat.npy"
+    mine.parent.mkdir()
+    mine.write_bytes(FOREIGN[fault])
+    for _ in range(2):
+        assert len(load(tmp_path, ["cat"], 300)[0]) == 270
+    assert mine.read_bytes() == FOREIGN[fault] and len(google.requests) == 1
+    assert capfd.readouterr().err.count("cat.npy holds no bitmaps") == 1
+    assert (mine.parent / "cat-fetched.npy").exists()
+
+
+def test_a_gap_of_zeros_is_no_drawing(google, tmp_path):
+    path = tmp_path / "quickdraw" / "cat.npy"
+    path.parent.mkdir()
+    content = bytearray(npy(doodles("cat")))
+    content[80_000:90_000] = bytes(10_000)
+    path.write_bytes(content)
+    with pytest.raises(base.UserError, match="cat.npy cannot be read .zeros instead of drawings"):
+        load(tmp_path, ["cat"], 300)
+    path.rename(tmp_path / "moved away")  # the remedy
+    google.files["cat"] = npy(doodles("cat"))
     assert len(load(tmp_path, ["cat"], 300)[0]) == 270
-    assert (
-        "damaged" in capfd.readouterr().err
-        and (tmp_path / "quickdraw" / "cat.npy.damaged").exists()
-    )
+
+
+def test_two_at_once_fetch_a_category_once(google, tmp_path):
+    google.files, google.slow = {name: npy(doodles(name)) for name in NAMES[:6]}, 0.1
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(load, tmp_path, NAMES[:6], 300) for _ in range(2)]
+        loaded = [job.result() for job in jobs]
+    assert torch.equal(loaded[0][0], loaded[1][0])
 
 
 def test_no_network_names_the_file_and_its_place(offline, tmp_path):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import common  # noqa: E402
-from kit import attributes, base, images, tiny_clip  # noqa: E402
+from kit import attributes, base, downloads, images, tiny_clip  # noqa: E402
 from kit.clip import import_clip  # noqa: E402
 from kit.datasets import DIGITS  # noqa: E402
 from kit.encoders import load_clip  # noqa: E402
@@ -118,6 +118,11 @@ def offline(monkeypatch, offline_env):
     monkeypatch.setattr(
         urllib.request, "_opener", None
     )  # it remembers the proxies of its first use
+
+
+def no_answer(*_, **__):
+    """In place of downloads.ask(): a dead network, at once."""
+    raise downloads.NoAnswer
 
 
 def idx(array):

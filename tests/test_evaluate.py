@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, data_args
+from conftest import CPU, data_args, no_answer
 from matplotlib.image import imread
 
 import common
 import compare
 import evaluate
-from kit import base, datasets, images, judge, metrics, samples
+from kit import base, datasets, downloads, images, judge, metrics, samples
 from kit import clip as tiny
 
 
@@ -174,7 +174,7 @@ def test_the_matrix_counts_rows_asked_for():
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "reachable", lambda url: False)
+        patch.setattr(downloads, "ask", no_answer)
         choices = {"clip": "tiny", "extractor": "judge", "device": "cpu"}
         return evaluate.Evaluator(data_args(data_dir=tmp_path_factory.mktemp("data"), **choices))
 
@@ -638,7 +638,7 @@ def test_damage_is_one_clear_line(copy, monkeypatch, what):
         path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     before = (copy / "results" / "mnist" / "a4_full" / "metrics" / "mse_diversity.csv").read_bytes()
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(images, "reachable", lambda url: False)
+    monkeypatch.setattr(downloads, "ask", no_answer)
     with pytest.raises(base.UserError, match=re.escape(said)) as caught:
         if script == "evaluate.py":
             evaluate.main(EVALUATE.split()[1:] + ["a4_full"])
@@ -760,7 +760,7 @@ def test_a_second_time_nothing_is_measured_again(copy, here, monkeypatch):
     with pytest.raises(AssertionError, match="measured again"):
         here(EVALUATE, copy)
     monkeypatch.undo()
-    monkeypatch.setattr(images, "reachable", lambda url: False)
+    monkeypatch.setattr(downloads, "ask", no_answer)
     make_run(copy / "results", "cgan")
     for path in (copy / "data" / "features").iterdir():
         path.write_bytes(path.read_bytes()[:100])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, data_args, idx
+from conftest import CPU, data_args, idx, no_answer
 
-from kit import base, images, judge
+from kit import base, downloads, images, judge
 
 
 @pytest.fixture
@@ -101,6 +101,6 @@ def test_of_mnist_it_learns_no_embedded_digit(here, tmp_path, monkeypatch):
     here("kit.judge --dataset mnist --train-steps 1 --out mine.pt", tmp_path)
     assert set(seen) == {image.tobytes() for image in others.numpy()} and len(seen) == 40
     assert (tmp_path / "mine.pt").stat().st_size < 1_000_000
-    monkeypatch.setattr(images, "reachable", lambda url: False)
+    monkeypatch.setattr(downloads, "ask", no_answer)
     done = here("kit.judge --dataset mnist --data-dir nowhere --out mine.pt", tmp_path, check=2)
     assert "takes MNIST's own files; put them in nowhere" in done.stderr

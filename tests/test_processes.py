@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, no_answer
 
 import a4_full
 import common
-from kit import base, processes, run
+from kit import base, downloads, processes, run
 
 FLAGS = "--clip tiny --train-steps 60 --batch-size 16 --samples 130 --sample-steps 2 --scales 1"
 
@@ -311,5 +311,5 @@ def test_half_precision_learns_as_float32_does(monkeypatch, tmp_path, offline, h
         with (made.metrics / "loss.csv").open() as file:
             rows[dtype] = [float(row["loss"]) for row in csv.DictReader(file)]
         monkeypatch.undo()
-        monkeypatch.setattr(base, "reachable", lambda *_: False)
+        monkeypatch.setattr(downloads, "ask", no_answer)
     assert np.abs(np.array(rows[half]) / rows[None] - 1).max() < 0.03

@@ -19,6 +19,7 @@ import zlib
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -43,7 +44,15 @@ from kit.base import (
 )
 from kit.captions import UNSAID, words_of
 from kit.datasets import data_kind, typed_dataset, with_words
-from kit.pictures import COLORS, save_grid, save_loss_plot, shown_classes, with_scale
+from kit.pictures import (
+    COLORS,
+    drawable,
+    plain_style,
+    save_grid,
+    save_loss_plot,
+    shown_classes,
+    with_scale,
+)
 from kit.run import clip_now, read_config, sample_files_in
 from kit.samples import THROUGHOUT, load_asked, load_samples
 
@@ -476,6 +485,7 @@ def save_obedience(path: Path, asked: pd.DataFrame, models) -> Path:
 def save_confusion(path: Path, names: list[str], files: dict[str, Path]) -> Path:
     """For every file (caption -> path): of each class that was asked for, what share is read so."""
     columns = min(3, len(files))
+    names = [*map(drawable, names)]
     rows, size = math.ceil(len(files) / columns), max(2.4, 0.6 + 0.26 * len(names))
     figure = Figure(figsize=(columns * size, rows * size + 0.3), layout="constrained")
     panels = [*figure.subplots(rows, columns, squeeze=False).flat]
@@ -588,7 +598,8 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     environment = jinja2.Environment(loader=loader, trim_blocks=True)
     links, data = {}, {}
     for name, path in figures.items():
-        links[name] = f"![{name}]({Path(os.path.relpath(path, folder)).as_posix()})"
+        address = quote(Path(os.path.relpath(path, folder)).as_posix())
+        links[name] = f"![{name}]({address})"
         content = base64.b64encode(path.read_bytes()).decode()
         data[name] = f'<img alt="{name}" src="data:image/png;base64,{content}">'
     markdown = {
@@ -755,7 +766,8 @@ def main(argv: list[str] | None = None) -> None:
     dataset = typed_dataset(config)
     it = put_together([load_run(path, dataset) for path in folders], dataset)
     folder, classes = config.out / config.dataset, config.classes
-    figures = save_figures(it, folder, classes)
+    with plain_style():
+        figures = save_figures(it, folder, classes)
     for name in [] if config.models else scripts_here():
         if name not in it.first:
             missing.append(f"{name} (python {name}.py --dataset {typed_dataset(config)})")

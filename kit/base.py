@@ -148,6 +148,25 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used ({why}); try --device cpu") from None
 
 
+# ── Typed paths ──
+
+
+def expanded(text: str) -> Path:
+    """The path that is meant; ~ stays where an account has no home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # where Path.is_file() raises, as for names that are too long
+
+
+def is_folder(path: Path) -> bool:
+    return os.path.isdir(path)
+
+
 # ── What is said ──
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kit.base import UserError, load_tensors, reading
+from kit.base import UserError, expanded, load_tensors, reading
 from kit.downloads import fetch
 
 
@@ -115,9 +115,10 @@ def fetch_clip(name: str) -> Path:
     """One of OpenAI's checkpoints, from their package's cache or their host, SHA-256 checked."""
     url = import_clip().clip._MODELS[name]
     sha256, file = url.split("/")[-2:]
+    home = expanded("~")
+    if str(home) == "~":
+        raise UserError(f"{name}: this account has no home folder to keep it in")
     try:
-        return fetch(url, Path("~/.cache/clip").expanduser() / file, sha256)
-    except RuntimeError:
-        raise UserError(f"{name}: this account has no home folder to keep it in") from None
+        return fetch(url, home / ".cache" / "clip" / file, sha256)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
 
-from kit.base import ROOT, UserError
+from kit.base import ROOT, UserError, expanded, is_folder
 
 DATASETS = "mnist", "emnist", "quickdraw"
 OWNERS = {"emnist_split": "emnist", "classes": "quickdraw", "per_class": "quickdraw"}  # of a flag
@@ -150,9 +150,9 @@ def settle_dataset(config, runs: Path | None = None) -> None:
     typed = config.dataset
     if typed in DATASETS:
         return
-    folder = Path(typed).expanduser()
+    folder = expanded(typed)
     name = folder.name if folder.name.strip(".") else folder.resolve().name
-    if not folder.is_dir() and not (runs and name and (runs / name).is_dir()):
+    if not is_folder(folder) and not (runs and name and is_folder(runs / name)):
         known = ", ".join(DATASETS)
         raise UserError(f"--dataset {typed}: choose {known}, or a folder with one of pictures "
                         "for each class")  # fmt: skip

@@ -1,9 +1,7 @@
 """Which text encoder a run reads its prompts with."""
 
-from pathlib import Path
-
 from kit import processes
-from kit.base import UserError, say
+from kit.base import UserError, expanded, is_file, say
 
 
 def load_clip(name: str, config, device):
@@ -30,8 +28,8 @@ def find_clip(name: str, config, device):
         return tiny_clip.load_tiny(config, device)
     if name in import_clip().available_models():
         return Clip(name, fetch_clip(name), device)
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = expanded(name)
+    if is_file(path):
         return tiny_clip.check_learned(Clip(str(path.resolve()), path, device), path, config)
     models = ", ".join(import_clip().available_models())
     raise UserError(f"--clip {name}: no such file or model: auto, tiny, {models}")

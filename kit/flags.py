@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.base import UserError
+from kit.base import UserError, expanded
 from kit.datasets import DATASETS, DRAWINGS, EMNIST_SPLITS, OWNERS, settle_dataset
 
 
@@ -63,7 +63,12 @@ def several(parse_one, kind, count: int | None):
 
 
 def path(text: str) -> Path:
-    return Path(text).expanduser()
+    if "\0" in text or not text.strip():
+        raise ValueError
+    found = expanded(text)
+    if str(found).startswith("~"):  # an account without a home folder, or that does not exist
+        raise ValueError
+    return found
 
 
 def parser_of(hint, check: dict):

@@ -19,27 +19,30 @@ HELD = {}  # the files that this process has for itself -> their locks
 def alone(path: Path, what: str):
     """In this block no other process makes path; whoever comes second waits, and says for whom."""
     with contextlib.ExitStack() as stack:
-        if not hold(path):
-            say(f"{what}: waiting for {holder(path)}, which is at work on it")
-            while not hold(path):
+        if not hold(path, again=False):
+            say(f"{what}: waiting for {holder(path) or 'this process'}, which is at work on it")
+            while not hold(path, again=False):
                 time.sleep(0.3)
         stack.callback(release, path)
         yield
 
 
-def hold(path: Path) -> bool:
+def hold(path: Path, again: bool = True) -> bool:
     """Have path for this process, until release() or its end. Whether that is possible.
 
-    Where nothing can be written or locked, nobody needs to hold anything.
+    again: whether it is where this process has it already. Where nothing can be written or locked,
+    nobody needs to hold anything.
     """
     lock, note = lock_files(path)
-    if lock in HELD or not os.access(path.parent, os.W_OK):
+    if lock in HELD:
+        return again
+    if not os.access(path.parent, os.W_OK):
         return True
     try:
         made = filelock.FileLock(lock, thread_local=False)
         made.acquire(timeout=0.5)  # holder() may have it for a moment
     except filelock.Timeout:
-        return False
+        return not lock.exists()
     except (OSError, NotImplementedError):  # as on some network drives
         return True
     HELD[lock] = made

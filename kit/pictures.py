@@ -1,12 +1,18 @@
 """The pictures of a run: grids of images and curves of losses, as PNG files."""
 
+import contextlib
+import functools
 import math
+import os
 import re
 import textwrap
+import unicodedata
 import zlib
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from kit import processes
@@ -19,6 +25,57 @@ from kit.samples import draw_all, generators_of, heldout_scale, load_samples, sa
 
 # Okabe & Ito: to be told apart by colour-blind eyes too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+
+
+# Those of Linux, Windows and macOS that have Chinese, Japanese or Korean signs.
+FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC",
+    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei",
+    "SimSun", "Malgun Gothic", "Yu Gothic", "PingFang SC", "Hiragino Sans GB", "Heiti TC",
+    "Arial Unicode MS", "Noto Emoji", "Symbola",
+)  # fmt: skip
+LONGEST = 300  # signs of a title
+
+
+# ── Text in pictures ──
+
+
+@contextlib.contextmanager
+def plain_style():
+    """In this block figures look the same whatever matplotlibrc a user has."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["font.family"] = [name for name, _ in fonts()]
+        yield
+
+
+@functools.cache
+def fonts() -> list[tuple[str, set[int]]]:
+    """The fonts that text is drawn with, by name, with the signs that each has."""
+    known, found = {}, []
+    for font in font_manager.fontManager.ttflist:
+        known.setdefault(font.name, font.fname)
+    for name in ("DejaVu Sans", *FONTS):
+        with contextlib.suppress(Exception):  # a font that is not there, or that cannot be read
+            found.append((name, {*font_manager.get_font(known[name]).get_charmap()}))
+    return found
+
+
+def drawable(text: str) -> str:
+    """text, its blanks plain, with escapes such as \\u4e03 for signs that no font has."""
+    text = " ".join(text.split())
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} …"
+    known, signs = set().union(*(signs for _, signs in fonts())), []
+    for sign in text:
+        there = ord(sign) in known and sign.isprintable()
+        signs.append(sign if there else sign.encode("unicode_escape").decode())
+    return "".join(signs)
+
+
+def wide(text: str) -> int:
+    """How many Latin letters are as wide."""
+    return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)
 
 
 # ── Grids and curves ──
@@ -44,10 +101,12 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
 
     titles stand over the columns, captions left of the rows; an image is so many inches wide.
     """
+    title, titles, captions = drawable(title), [*map(drawable, titles)], [*map(drawable, captions)]
     canvas, rows = tiled(pixels, columns), math.ceil(len(pixels) / columns)
-    width = inches * columns + 0.085 * max(map(len, captions), default=0)
-    lines = textwrap.wrap(title, max(12, int(width / 0.065)))
-    longest = max(map(len, titles), default=0)
+    width = inches * columns + 0.085 * max(map(wide, captions), default=0)
+    room = width / 0.065 * max(1, len(title)) / max(1, wide(title))
+    lines = textwrap.wrap(title, max(12, int(room)))
+    longest = max(map(wide, titles), default=0)
     upright = longest > 20 * inches  # more than what fits over a column
     above = 0.06 * longest + 0.08 if upright else 0.18 * bool(titles)
     height = inches * rows + 0.12 * len(lines) + above + 0.05
@@ -86,7 +145,8 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
     all_axes = dict(zip(kinds, figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]))
     for (model, name, log), color in zip(lines, COLORS * len(lines)):
         other, step, loss = name != "loss", log["step"].to_numpy(), log[name].to_numpy()
-        width, label = min(15, len(loss)), f"{model}, {name.replace('_', ' ')}" if other else model
+        width, label = min(15, len(loss)), drawable(model)
+        label += f", {name.replace('_', ' ')}" if other else ""
         all_axes[other].plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
         all_axes[other].plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
@@ -115,17 +175,20 @@ def save_outputs(run: Run, draw) -> None:
     """
     if run.config.prompt is not None:
         if processes.RANK == 0:
-            save_prompt_picture(run, draw)
+            with plain_style():
+                save_prompt_picture(run, draw)
         return
     run.begin()
     save_samples(run, draw)
     if processes.RANK > 0:
         return
-    if run.config.has_text:
-        save_prompts_picture(run, draw)
-    save_film(run, draw)
-    save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.metrics / "loss.csv"})
-    save_samples_picture(run)
+    with plain_style():
+        if run.config.has_text:
+            save_prompts_picture(run, draw)
+        save_film(run, draw)
+        losses = {run.config.script: run.metrics / "loss.csv"}
+        save_loss_plot(run.folder / "plots" / "loss.png", losses)
+        save_samples_picture(run)
     run.finish()
 
 
@@ -147,6 +210,10 @@ def save_prompt_picture(run: Run, draw) -> None:
 def prompt_slug(config) -> str:
     """A part of a file's name that differs where the picture does."""
     words = re.sub(r"\W+", "_", config.prompt.lower())[:40].strip("_")
+    try:
+        os.fsencode(words)
+    except UnicodeEncodeError:  # where file names have less signs than prompts
+        words = re.sub(r"\W+", "_", words, flags=re.ASCII).strip("_")
     parts = [words, f"{zlib.crc32(config.prompt.encode()):08x}", f"w{config.scale:g}"]
     parts += [f"n{config.n}", f"seed{config.seed}"]
     for name in config.names("sampling"):

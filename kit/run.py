@@ -53,7 +53,8 @@ class Run:
         self.states = torch.zeros(0, 0)  # of the training images; see kit.attributes
         self.replicas = {}  # what parallel() has made
         self.facts = {}
-        self.taken, self.last_changed = False, changed(self.last)  # see take()
+        with base.writing(self.folder):
+            self.taken, self.last_changed = False, changed(self.last)  # see take()
         self.checkpoint = processes.from_first(self.read_checkpoint)
         if self.checkpoint is not None:
             self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
@@ -68,12 +69,12 @@ class Run:
         self.clip = config.clip  # its name: that of --clip, or else of the run on disk
         if self.clip == "auto":
             self.clip = self.clip_of_training()
-        elif not Path(self.clip).expanduser().is_file():  # a file is compared when it is read
+        elif not base.is_file(base.expanded(self.clip)):  # a file is compared when it is read
             self.check(text_encoder=self.clip)
 
     def read_checkpoint(self) -> dict | None:
         """UserError if it is damaged."""
-        if self.config.fresh or not self.last.exists():
+        if self.config.fresh or self.last_changed is None:
             return None
         with reading(self.last, BAD_CHECKPOINT):
             checkpoint = load_tensors(self.last)
@@ -459,7 +460,7 @@ def changed(path: Path) -> tuple | None:
     try:
         facts = path.stat()
         return facts.st_ino, facts.st_size, facts.st_mtime_ns
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

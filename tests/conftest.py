@@ -1,6 +1,7 @@
 """Shared by the tests: the command line in a subprocess, a local server, a dead network."""
 
 import argparse
+import csv
 import functools
 import http.server
 import importlib
@@ -28,6 +29,8 @@ from kit.encoders import load_clip  # noqa: E402
 from kit.run import Run  # noqa: E402
 
 CPU = torch.device("cpu")
+TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3"
+TINY += " --scales 1,2"
 
 
 def data_args(dataset="mnist", classes=DIGITS, **others):
@@ -215,3 +218,32 @@ def server(tmp_path, monkeypatch):
     yield httpd
     httpd.shutdown()
     httpd.server_close()
+
+
+# ── A finished run ──
+
+
+@pytest.fixture(scope="session")
+def finished(cli, tmp_path_factory):
+    """A finished run at tiny size; -> the folder it was started in. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    cli(TINY, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def run_folder(folder, script="a4_full"):
+    return folder / "results" / "mnist" / script
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))

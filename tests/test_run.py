@@ -1,6 +1,5 @@
 """The command line as a user meets it: a run and its files, a kill, prompts, bad input."""
 
-import csv
 import importlib
 import io
 import json
@@ -15,15 +14,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import data_args, no_answer
+from conftest import TINY, contents, data_args, no_answer, rows, run_folder
 from matplotlib.image import imread
 
 import a4_full
 import common
 from kit import base, datasets, downloads, samples
 
-TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3"
-TINY += " --scales 1,2"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 OTHER = "--train-steps 40 --batch-size 16 --samples 30"
 OTHERS = {  # script: its other flags at tiny size
@@ -35,32 +32,6 @@ OTHERS = {  # script: its other flags at tiny size
 }
 SAMPLES = "samples_w1.0.npz", "samples_w2.0.npz", "samples_heldout_w2.0.npz"
 SAMPLES += ("samples_w2.0_throughout.npz",)
-
-
-@pytest.fixture(scope="module")
-def finished(cli, tmp_path_factory):
-    """A finished run at tiny size; -> the folder it was started in. Copy it before changing it."""
-    folder = tmp_path_factory.mktemp("finished")
-    cli(TINY, folder)
-    return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
-def run_folder(folder, script="a4_full"):
-    return folder / "results" / "mnist" / script
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_run_leaves_the_files_of_the_design(finished):

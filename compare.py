@@ -42,7 +42,7 @@ from kit.base import (
     say,
     tell,
 )
-from kit.captions import UNSAID, words_of
+from kit.captions import UNSAID, combinations, words_of
 from kit.datasets import data_kind, typed_dataset, with_words
 from kit.pictures import (
     COLORS,
@@ -108,6 +108,8 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
         table[["kid", "kid_se"]] *= 1000
         if drawn != {*table["samples_crc32"].dropna()} or len({*map(len, tables)}) > 1:
             raise UserError(f"{folder} has other samples than were measured; {again}")
+        if {*table["model"]} != {folder.name, "real images", "noise"}:
+            raise ValueError(f"models are {', '.join(map(str, table['model'].unique()))}")
     asked_for(folder, again)
     return table
 
@@ -121,6 +123,10 @@ def asked_for(folder: Path, again: str) -> pd.DataFrame:
     with reading(folder / "metrics" / "attributes.csv", again):
         if {*table["samples_crc32"]} != {zlib.crc32(path.read_bytes()) for path in paths}:
             raise UserError(f"{folder} has other samples than were measured; {again}")
+        words = [tuple(pair) for pair in read_config(folder)["attributes"].values()]
+        every = {", ".join(words_of(words, x)) or "nothing" for x in combinations(len(words))}
+        if any({*rows["asked"]} != every for _, rows in table.groupby("scale")):
+            raise ValueError("not all that was asked for is in it")
         return table.astype(dict.fromkeys(ASKED[4:], float))
 
 
@@ -160,7 +166,7 @@ def measure_what_is_new(config: Config, folders: list[Path]) -> None:
 def load_run(folder: Path, dataset: str) -> dict:
     """A run's config, and its rows, with costs where there are some."""
     table, path = measured(folder, dataset), folder / "metrics" / "performance.csv"
-    remedy = "give its script's command again, which draws anew what lacks"
+    remedy = f"without this file {folder.name}.py's command makes it anew"
     costs = read_table(path, ("scale", "guidance", *COSTS), remedy)
     with reading(path, remedy):
         numbers = ["scale", *COSTS]

@@ -24,7 +24,6 @@ Floors    The same for real images outside the reference, for noise, and (simila
 """
 
 import glob
-import re
 import zlib
 from collections import Counter, namedtuple
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ from kit.captions import UNSAID, words_of
 from kit.datasets import DATASETS, OWNERS, settle_dataset, typed_dataset
 from kit.flags import Flags, flag
 from kit.locks import holder
-from kit.run import encode_once, read_config, sample_files_in
+from kit.run import encode_once, read_config, sample_files_in, without_folder
 from kit.samples import balanced_prompts, guidance_of, load_asked, load_samples
 
 REFERENCE = 5000  # held-out images that others are compared with, at most
@@ -152,7 +151,7 @@ def settings(config: dict) -> dict[str, str | None]:
 
     A script without --clip has no text, or an encoder of its own, which is its idea.
     """
-    encoder = re.split(r"[\\/]", str(config.get("text_encoder")))[-1]  # a file may have moved
+    encoder = without_folder(str(config.get("text_encoder")))
     encoder += f" (CRC-32 {config.get('text_encoder_crc32') or 0:08x})"
     steps = config.get("sample_steps", 1)
     sampling = f"{steps} step{'s' if steps != 1 else ''}"

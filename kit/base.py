@@ -83,8 +83,12 @@ def cli(main) -> None:
         end(f"\n{GOES_ON}", 130, RANK == 0)
     except Terminated as error:
         end(GOES_ON, 128 + error.args[0], RANK == 0)
+    finally:
+        for give_back in AT_END:
+            give_back()
 
 
+AT_END = []  # what cli() calls in the end, see kit.locks
 GOES_ON = "stopped; the same command (without --fresh) goes on from what is saved"
 LOST = f"error: process {RANK}: another process of this run has ended, or torchrun was stopped; "
 LOST += "the same command goes on from the last checkpoint"
@@ -296,9 +300,10 @@ def load_tensors(path: Path, map_location="cpu"):
 
 def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     """What save_arrays() wrote; zlib compares its checksums. KeyError for a name that lacks."""
-    with np.load(path) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("no .npz")
+    file = np.load(path)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("a single array, no .npz")
+    with file:
         return {name: file[name] for name in names or file.files}
 
 

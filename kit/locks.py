@@ -10,7 +10,16 @@ from pathlib import Path
 import filelock
 import torch
 
-from kit.base import UserError, load_tensors, noted, raise_terminated, save_file, say, writing
+from kit.base import (
+    AT_END,
+    UserError,
+    load_tensors,
+    noted,
+    raise_terminated,
+    save_file,
+    say,
+    writing,
+)
 
 HELD = {}  # the files that this process has for itself -> their locks
 
@@ -59,6 +68,12 @@ def release(path: Path) -> None:
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)
         HELD.pop(lock).release()
+
+
+@AT_END.append
+def release_all() -> None:
+    for lock in [*HELD]:
+        release(lock.with_name(lock.name[1 : -len(".lock")]))
 
 
 def holder(path: Path) -> str:

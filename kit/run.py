@@ -434,10 +434,16 @@ def encode_once(encoder, texts: list[str], known: dict[str, torch.Tensor]) -> to
     return torch.stack([known[text] for text in texts])
 
 
+def without_folder(known: str) -> str:
+    """Of a CLIP's file its name, for it may have moved; a model's name as it is."""
+    is_path = Path(known).is_absolute() or "\\" in known  # not ViT-B/32
+    return re.split(r"[\\/]", known)[-1] if is_path else known
+
+
 def clip_now(known: str, config) -> str:
     """known: the name of a CLIP, or where its file was -> the same, or where it is now, or ""."""
-    name = re.split(r"[\\/]", known)[-1]
-    if not (Path(known).is_absolute() or "\\" in known):
+    name = without_folder(known)
+    if name == known:
         return known
     folders = config.out, config.out.parent, config.data_dir, base.ROOT
     places = [Path(known), *(folder / name for folder in folders)]
@@ -469,6 +475,7 @@ def git_revision() -> str | None:
     if not (base.ROOT / ".git").exists():
         return None
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    env["GIT_CEILING_DIRECTORIES"] = str(base.ROOT.parent)
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(base.ROOT)]
     options = {"capture_output": True, "check": True, "timeout": 10, "env": env}
     try:

@@ -133,18 +133,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         base.save_table(tmp_path / "file" / "results" / "x.csv", [{"a": 1}])
 
 
-def test_a_connection_that_stands_still_is_given_up_and_settings_are_left_alone():
-    import socket
-
-    before = socket.getdefaulttimeout()
-    with base.time_limit(0.2), socket.create_server(("127.0.0.1", 0)) as silent:
-        start = time.time()
-        with pytest.raises(TimeoutError), socket.create_connection(silent.getsockname()) as line:
-            line.recv(1)
-        assert time.time() - start < 2
-    assert socket.getdefaulttimeout() == before
-
-
 DAMAGED = {
     "zeros in the middle of samples": ("images/samples_w1.0.npz", "zeros"),
     "a pickle for samples": ("images/samples_w1.0.npz", "pickle"),

@@ -23,6 +23,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, or
     {"kit.base", "kit.__init__"},
     {"kit.datasets", "kit.attributes", "kit.captions", "kit.folder", "kit.flags", "kit.muon"}
     | {"kit.processes"},
+    {"kit.downloads", "kit.locks"},
     {"kit.images", "kit.quickdraw", "kit.clip"},
     {"kit.tiny_clip", "kit.judge", "kit.run"},
     {"kit.encoders", "kit.samples", "kit.pictures", "kit.metrics"},
@@ -33,7 +34,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, or
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # Of PyPI; matplotlib and torch among them are what the issue of a slow start is about.
 PACKAGES = {"torch", "torchvision", "clip", "numpy", "pandas", "matplotlib", "jinja2", "tqdm"}
-PACKAGES |= {"packaging", "scipy", "PIL"}
+PACKAGES |= {"packaging", "scipy", "PIL", "filelock"}
 
 
 def imported(tree):

@@ -1,10 +1,12 @@
 """Shared by the tests: the command line in a subprocess, a local server, a dead network."""
 
 import argparse
+import contextlib
 import csv
 import functools
 import http.server
 import importlib
+import io
 import os
 import shutil
 import struct
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 import common  # noqa: E402
 from kit import attributes, base, downloads, images, tiny_clip  # noqa: E402
@@ -63,8 +66,8 @@ def warm(measured_once):
     return copy
 
 
-@pytest.fixture(autouse=True)
-def share_what_is_measured(measured_once, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def share_what_is_measured(measured_once):
     """Thickness and slant of the embedded digits, vectors of their captions: found by content, so
     that the tests need not make them again and again.
     """
@@ -74,8 +77,10 @@ def share_what_is_measured(measured_once, monkeypatch):
         shared = folder.name in ("attributes", "captions")
         return kept(measured_once / folder.name if shared else folder, *others)
 
-    monkeypatch.setattr(base, "kept", once)
-    monkeypatch.setattr(attributes, "kept", once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "kept", once)
+        patch.setattr(attributes, "kept", once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -113,14 +118,18 @@ def cli(offline_env, warm):
     return run
 
 
+def go_offline(patch, env):
+    """The dead network of offline_env for this process."""
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HOME"):
+        patch.setenv(name, env[name])
+        if name != "HOME":
+            patch.delenv(name.upper(), raising=False)
+    patch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+
+
 @pytest.fixture
 def offline(monkeypatch, offline_env):
-    for name in ("http_proxy", "https_proxy", "no_proxy", "HOME"):
-        monkeypatch.setenv(name, offline_env[name])
-        monkeypatch.delenv(name.upper(), raising=False) if name != "HOME" else None
-    monkeypatch.setattr(
-        urllib.request, "_opener", None
-    )  # it remembers the proxies of its first use
+    go_offline(monkeypatch, offline_env)
 
 
 def no_answer(*_, **__):
@@ -141,7 +150,7 @@ def idx(array):
 STAND_IN = 512, 32, 1, 64, 16, 77, 49408, 512, 8, 12
 
 
-def save_openai_clip(folder, geometry):
+def save_openai_clip(folder, geometry, archive=True):
     """Random weights in OpenAI's formats: a JIT archive with its extra buffers, a state dict."""
     clip = import_clip()
     torch.manual_seed(0)
@@ -163,7 +172,20 @@ def save_openai_clip(folder, geometry):
     extra = {"input_resolution", "context_length", "vocab_size"}
     state = {name: p for name, p in model.state_dict().items() if name not in extra}
     torch.save(state, folder / "state.pt")
-    torch.jit.save(torch.jit.trace_module(model, example, check_trace=False), folder / "jit.pt")
+    if archive:
+        traced = torch.jit.trace_module(model, example, check_trace=False)
+        torch.jit.save(traced, folder / "jit.pt")
+
+
+@pytest.fixture
+def coarse_figures(monkeypatch):
+    """With all that is in them, but of few pixels: for tests that draw many and look at none."""
+    savefig = Figure.savefig
+
+    def coarse(*args, dpi=100, **others):
+        savefig(*args, dpi=dpi / 4, **others)
+
+    monkeypatch.setattr(Figure, "savefig", coarse)
 
 
 @pytest.fixture
@@ -183,6 +205,27 @@ def here(offline, monkeypatch, capfd):
         )
         assert done.returncode == check, done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def typed_here(offline_env):
+    """As here, for what tests share: typed_here("compare.py", folder) -> stdout and stderr."""
+
+    def run(command, cwd):
+        script, *flags = command.split()
+        module = importlib.import_module(script.removesuffix(".py"))
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            go_offline(patch, offline_env)
+            patch.chdir(cwd)
+            module.main(flags)
+        return argparse.Namespace(stdout=out.getvalue(), stderr=err.getvalue())
 
     return run
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU, data_args, no_answer
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import common
@@ -194,7 +195,9 @@ def measure(evaluator, pixels, labels, prompts=None, teach=True):
         prompts = np.array(samples.balanced_prompts(data_args(), datasets.TRAIN_TEMPLATES, 500)[0])
     training = evaluator.training({"data_source": "embedded", "image_count": 5000})
     look = evaluator.look({"pixels": pixels, "labels": labels, "prompts": prompts}, training)
-    row = evaluator.measure(look, evaluator.taught(pixels, labels) if teach else np.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "BATCH", 32)  # enough to tell what images teach
+        row = evaluator.measure(look, evaluator.taught(pixels, labels) if teach else np.nan)
     return {name.removesuffix("_judge"): value for name, value in row.items()}, look
 
 
@@ -446,7 +449,21 @@ EVALUATE = "evaluate.py --dataset mnist --clip tiny --extractor judge"
 
 
 @pytest.fixture(scope="module")
-def measured(cli, tmp_path_factory):
+def small_reference():
+    """600 held-out images are the reference, not 2,500, and as many others are measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "REFERENCE", 600)
+        yield
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For what is about numbers and words: nothing is drawn into the figures' files."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"a figure"))
+
+
+@pytest.fixture(scope="module")
+def measured(typed_here, small_reference, tmp_path_factory):
     """Two models, one with two seeds and other sampling steps -> the folder, what was printed."""
     folder = tmp_path_factory.mktemp("measured")
     a4 = {"script": "a4_full", "scales": (1.0, 2.0, 10.0), "interval": [300, 700]}
@@ -454,7 +471,7 @@ def measured(cli, tmp_path_factory):
     make_run(folder / "results" / "seed1", seed=1, blur=0.1, **a4)
     make_run(folder / "results" / "steps50", blur=0.01, sample_steps=50, **a4)
     make_run(folder / "results", "cgan")
-    return folder, cli(EVALUATE, folder).stdout
+    return folder, typed_here(EVALUATE, folder).stdout
 
 
 @pytest.fixture
@@ -491,7 +508,7 @@ def test_evaluate_writes_a_row_for_every_file_and_floor(measured):
         float(row["clip_similarity"]) > float(row["with_wrong_prompts"]) + 0.3 for row in clip[:6]
     )
     names = {line.split("|")[1].strip() for line in printed.splitlines() if "|" in line}
-    assert "sampling: 50 steps, not 14 steps" in printed and "2500 held-out images" in printed
+    assert "sampling: 50 steps, not 14 steps" in printed and "600 held-out images" in printed
     assert names >= {"real images", "noise", "mnist/cgan", "mnist/a4_full", "seed1/mnist/a4_full"}
 
 
@@ -564,6 +581,7 @@ def test_seeds_become_mean_and_deviation(reported):
     assert re.search(r"\| 200 +\| 2 +\| [\d.,]+ ± [\d.,]+", line)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_copy_of_a_run_is_no_other_seed(copy, monkeypatch):
     shutil.copytree(copy / "results" / "seed1", copy / "results" / "seed1_again")
     monkeypatch.chdir(copy)
@@ -651,6 +669,7 @@ def test_damage_is_one_clear_line(copy, monkeypatch, what):
     ).read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_compare_alone_measures_what_is_new_or_has_changed_and_nothing_else(copy, here):
     mnist = copy / "results" / "mnist"
     make_run(mnist.parent, "cgan", blur=0.01)  # drawn anew after the measuring
@@ -672,6 +691,7 @@ def test_compare_alone_measures_what_is_new_or_has_changed_and_nothing_else(copy
     assert "measuring results/mnist/cgan" in here("compare.py", copy).stderr
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_named_extractor_measures_again_what_was_measured_with_another(copy, here, monkeypatch):
     def few_pixels(pixels):
         return pixels.reshape(len(pixels), -1)[:, ::98].astype(np.float32)
@@ -690,6 +710,7 @@ def test_two_extractors_share_no_table(copy, here):
     assert "inception_v3" in error and "judge" in error
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_nothing_there_and_wrong_names_are_one_line(copy, here, tmp_path):
     (tmp_path / "empty" / "results" / "mnist").mkdir(parents=True)
     for command in (EVALUATE, "compare.py"):
@@ -729,6 +750,7 @@ def test_what_the_figures_of_judged_images_show(tmp_path, monkeypatch):
     assert (grids[0][:10] == pixels[:10]).all() and (grids[0][10:20] == 255 - pixels[:10]).all()
 
 
+@pytest.mark.usefixtures("small_reference")
 def test_a_model_asked_for_nothing_is_compared_too(here, tmp_path):
     make_run(tmp_path / "results", "a0_uncond")
     make_run(tmp_path / "results", "a1_cond")
@@ -771,6 +793,7 @@ def test_a_second_time_nothing_is_measured_again(copy, here, monkeypatch):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.usefixtures("small_reference", "no_figures")
 def test_runs_that_learned_from_other_data_stand_under_a_line_that_says_so(here, tmp_path):
     """The copied share, too, is counted against a run's own training images, or left empty."""
     results = tmp_path / "results"

@@ -208,6 +208,7 @@ def test_pictures_that_have_changed_are_not_mixed_with_a_run_of_before(tmp_path,
 # ── All that can be done with it ──
 
 
+@pytest.mark.usefixtures("coarse_figures")
 def test_a_folder_trains_draws_and_is_measured(here, fonts, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_clip, "STEPS", 3)
     monkeypatch.setattr(judge, "STEPS", 3)

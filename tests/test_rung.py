@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 
 import pandas as pd
 import pytest
@@ -44,7 +45,10 @@ def type_in(clone, offline_env):
     return run_there
 
 
-def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, type_in):
+@pytest.mark.usefixtures("coarse_figures")
+def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(
+    clone, type_in, here, monkeypatch
+):
     """As README's "Make your own rung" says, with a class renamed and a flag of its own."""
     source = (clone / "a4_full.py").read_text(encoding="utf-8")
     changes = {
@@ -63,17 +67,20 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
         source = source.replace(old, new)
     (clone / "a5_mine.py").write_text(source, encoding="utf-8")
 
-    type_in(f"a3_cfg.py {SMALL}")
+    here(f"a3_cfg.py {SMALL}", clone)
+    monkeypatch.delitem(sys.modules, "a5_mine", raising=False)  # another test's
+    monkeypatch.syspath_prepend(clone)
     type_in(f"a5_mine.py {SMALL} --strength 0.7")
     config = json.loads((clone / "results/mnist/a5_mine/config.json").read_text())
     assert (config["strength"], config["widths"]) == (0.7, [16, 32])
-    done = type_in(f"a5_mine.py {SMALL} --strength 0.6", check=2)
+    done = here(f"a5_mine.py {SMALL} --strength 0.6", clone, check=2)
     assert "has strength 0.7, not 0.6" in done.stderr
     assert "my own" not in done.stderr and len(done.stderr.splitlines()) == 1
-    picture = type_in("a5_mine.py --prompt seven --n 1 --sample-steps 1").stdout.strip()
+    picture = here("a5_mine.py --prompt seven --n 1 --sample-steps 1", clone).stdout.strip()
     assert (clone / picture).exists()
 
-    done = type_in("compare.py --extractor judge --clip tiny")
+    type_in("evaluate.py --extractor judge --clip tiny")
+    done = here("compare.py --extractor judge --clip tiny", clone)
     folder = clone / "results" / "mnist"
     text = (folder / "compare" / "report.md").read_text(encoding="utf-8")
     assert "a5_mine: A5: narrower." in text
@@ -91,14 +98,16 @@ def test_a_copy_of_a_script_with_one_thing_changed_stands_in_every_table(clone, 
     assert "missing: a4_full (python a4_full.py --dataset mnist)" in done.stderr
 
 
-def test_a_broken_shape_shows_its_file_and_line(clone, type_in):
+def test_a_broken_shape_shows_its_file_and_line(clone, here, monkeypatch):
     source = (clone / "a0_uncond.py").read_text(encoding="utf-8")
     broken = source.replace("nn.Conv2d(c2, c1, 1)", "nn.Conv2d(c2, c1 + 1, 1)")
     (clone / "a6_broken.py").write_text(broken, encoding="utf-8")
-    error = type_in("a6_broken.py --train-steps 2", check=1).stderr
+    monkeypatch.syspath_prepend(clone)
     line = 1 + next(i for i, x in enumerate(broken.splitlines()) if "self.norm1(x)" in x)
-    assert "Traceback" in error and "RuntimeError" in error
-    assert re.search(rf'a6_broken.py", line {line}, in forward', error)
+    with pytest.raises(RuntimeError) as caught:
+        here("a6_broken.py --train-steps 2", clone)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert re.search(rf'a6_broken.py", line {line}, in forward', shown)
     (clone / "a6_broken.py").unlink()
 
 
@@ -144,15 +153,14 @@ DAMAGED = {
 
 
 @pytest.fixture(scope="module")
-def half_trained(tmp_path_factory, offline_env):
+def half_trained(tmp_path_factory, typed_here):
     """A run stopped in the middle of its training."""
     folder = tmp_path_factory.mktemp("half")
-    code = "import sys, common, a1_cond; common.Run.LOG_EVERY = 2; common.Run.SAVE_EVERY = 0\n"
-    code += "a1_cond.main(sys.argv[1:])"
-    flags = "--train-steps 4 --batch-size 8 --samples 20 --sample-steps 2".split()
-    line = [sys.executable, "-c", code, *flags]
-    env = offline_env | {"PYTHONPATH": str(base.ROOT)}
-    subprocess.run(line, cwd=folder, env=env, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.Run, "LOG_EVERY", 2)
+        patch.setattr(common.Run, "SAVE_EVERY", 0)
+        flags = "--train-steps 4 --batch-size 8 --samples 20 --sample-steps 2"
+        typed_here(f"a1_cond.py {flags}", folder)
     last = folder / "results/mnist/a1_cond/checkpoints/last.pt"
     torch.save(torch.load(last, weights_only=True) | {"step": 2}, last)
     return folder

@@ -127,7 +127,7 @@ def asked_for(folder: Path, again: str) -> pd.DataFrame:
         every = {", ".join(words_of(words, x)) or "nothing" for x in combinations(len(words))}
         if any({*rows["asked"]} != every for _, rows in table.groupby("scale")):
             raise ValueError("not all that was asked for is in it")
-        return table.astype(dict.fromkeys(ASKED[4:], float))
+        return table.astype(dict.fromkeys(("scale", *ASKED[4:]), float))
 
 
 def judged_file(samples: Path) -> Path:

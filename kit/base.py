@@ -357,9 +357,11 @@ def read_table(path: Path, columns: tuple[str, ...], remedy: str, dtype=None):
             raise ValueError("cut short")
         first = text.split("\n")[0]
         separator = max(",;\t", key=first.count)
-        options = {"sep": separator, "decimal": "," if separator != "," else "."}
-        table = pd.read_csv(io.StringIO(text), dtype=dtype, **options)
+        table = pd.read_csv(io.StringIO(text), dtype=dtype, sep=separator)
         table = table.dropna(how="all")  # lines of separators alone, as a spreadsheet adds them
+        for name in table if separator != "," and dtype is None else ():
+            with contextlib.suppress(ValueError, AttributeError):  # text, or numbers already
+                table[name] = table[name].str.replace(",", ".").astype(float)
         missing = [name for name in columns if name not in table]
         if missing or table.empty:
             raise ValueError(f"no column {missing[0]}" if missing else "no rows")
@@ -384,3 +386,7 @@ class Progress(tqdm):
         elif self.total and self.n * 10 // self.total > self.tenth:
             self.tenth = self.n * 10 // self.total
             say(self)
+
+    def close(self):
+        with contextlib.suppress(OSError, ValueError):
+            super().close()

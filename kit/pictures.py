@@ -52,12 +52,11 @@ def plain_style():
 @functools.cache
 def fonts() -> list[tuple[str, set[int]]]:
     """The fonts that text is drawn with, by name, with the signs that each has."""
-    known, found = {}, []
-    for font in font_manager.fontManager.ttflist:
-        known.setdefault(font.name, font.fname)
+    found = []
     for name in ("DejaVu Sans", *FONTS):
         with contextlib.suppress(Exception):  # a font that is not there, or that cannot be read
-            found.append((name, {*font_manager.get_font(known[name]).get_charmap()}))
+            file = font_manager.findfont(name, fallback_to_default=False)
+            found.append((name, {*font_manager.get_font(file).get_charmap()}))
     return found
 
 

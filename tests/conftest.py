@@ -267,10 +267,10 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(cli, tmp_path_factory):
+def finished(typed_here, tmp_path_factory):
     """A finished run at tiny size; -> the folder it was started in. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished")
-    cli(TINY, folder)
+    typed_here(TINY, folder)
     return folder
 
 

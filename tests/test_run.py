@@ -108,16 +108,11 @@ def test_a_run_leaves_the_files_of_the_design(finished):
 
 
 @pytest.fixture(scope="module")
-def others(offline_env, warm, tmp_path_factory):
-    """One folder with a finished run of each of the other scripts, at tiny size, by one process."""
-    folder, env = tmp_path_factory.mktemp("others"), offline_env | {"PYTHONPATH": str(base.ROOT)}
-    warm(folder)
-    code = [f"import {', '.join(OTHERS)}"]
+def others(typed_here, tmp_path_factory):
+    """One folder with a finished run of each of the other scripts, at tiny size."""
+    folder = tmp_path_factory.mktemp("others")
     for script, flags in OTHERS.items():
-        code.append(f"{script}.main({f'{OTHER} {flags}'.split()})")
-    line = [sys.executable, "-c", "\n".join(code)]
-    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        typed_here(f"{script}.py {OTHER} {flags}", folder)
     return folder
 
 

@@ -85,6 +85,7 @@ def test_a_script_loads_nothing_that_it_does_not_use():
     code += "{'clip', 'pandas', 'torchvision', 'evaluate'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     names = "base datasets captions flags images run samples pictures encoders muon processes"
+    names += " downloads locks"
     assert {*done.stdout.split()} == {f"kit.{name}" for name in names.split()}, done.stderr
 
 

@@ -163,14 +163,6 @@ def expanded(text: str) -> Path:
         return Path(text)
 
 
-def is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # where Path.is_file() raises, as for names that are too long
-
-
-def is_folder(path: Path) -> bool:
-    return os.path.isdir(path)
-
-
 # ── What is said ──
 
 

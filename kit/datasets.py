@@ -5,10 +5,11 @@ import json
 import re
 import unicodedata
 import zlib
+from os.path import isdir  # Path.is_dir() raises for names that are too long
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
 
-from kit.base import ROOT, UserError, expanded, is_folder
+from kit.base import ROOT, UserError, expanded
 
 DATASETS = "mnist", "emnist", "quickdraw"
 OWNERS = {"emnist_split": "emnist", "classes": "quickdraw", "per_class": "quickdraw"}  # of a flag
@@ -152,7 +153,7 @@ def settle_dataset(config, runs: Path | None = None) -> None:
         return
     folder = expanded(typed)
     name = folder.name if folder.name.strip(".") else folder.resolve().name
-    if not is_folder(folder) and not (runs and name and is_folder(runs / name)):
+    if not isdir(folder) and not (runs and name and isdir(runs / name)):
         known = ", ".join(DATASETS)
         raise UserError(f"--dataset {typed}: choose {known}, or a folder with one of pictures "
                         "for each class")  # fmt: skip

@@ -1,7 +1,9 @@
 """Which text encoder a run reads its prompts with."""
 
+from os.path import isfile  # Path.is_file() raises for names that are too long
+
 from kit import processes
-from kit.base import UserError, expanded, is_file, say
+from kit.base import UserError, expanded, say
 
 
 def load_clip(name: str, config, device):
@@ -29,7 +31,7 @@ def find_clip(name: str, config, device):
     if name in import_clip().available_models():
         return Clip(name, fetch_clip(name), device)
     path = expanded(name)
-    if is_file(path):
+    if isfile(path):
         return tiny_clip.check_learned(Clip(str(path.resolve()), path, device), path, config)
     models = ", ".join(import_clip().available_models())
     raise UserError(f"--clip {name}: no such file or model: auto, tiny, {models}")

@@ -9,13 +9,14 @@ import sys
 import unicodedata
 import warnings
 import zlib
+from os.path import isdir
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from kit.base import Progress, UserError, is_folder, kept, one_line, say
+from kit.base import Progress, UserError, kept, one_line, say
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST = 20  # pictures of a class
@@ -27,7 +28,7 @@ LONGEST = 48  # bytes of a class's name: CLIP reads 77 tokens, a sentence's othe
 
 def listing(folder: Path) -> dict[str, list[Path]]:
     """Class words -> its pictures, in the order of their names. UserError if there are too few."""
-    if not is_folder(folder):
+    if not isdir(folder):
         raise UserError(f"--dataset {folder}: no such folder")
     try:
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir())

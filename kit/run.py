@@ -69,7 +69,7 @@ class Run:
         self.clip = config.clip  # its name: that of --clip, or else of the run on disk
         if self.clip == "auto":
             self.clip = self.clip_of_training()
-        elif not base.is_file(base.expanded(self.clip)):  # a file is compared when it is read
+        elif not os.path.isfile(base.expanded(self.clip)):  # a file is compared when it is read
             self.check(text_encoder=self.clip)
 
     def read_checkpoint(self) -> dict | None:

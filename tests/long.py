@@ -3,6 +3,8 @@
 python tests/long.py processes     two processes of one thread each against one: images/s of a4
 python tests/long.py images        the same cost for each image with 5,000 and with 60,000 of them
 python tests/long.py drawings      memory with 345 categories of 5,000 made-up drawings
+python tests/long.py kills         SIGKILL at 24 moments by chance, while it trains, draws, measures
+python tests/long.py flags         400 generated command lines in one process, ten as processes
 
 Each prints what it measured, and fails where a promise is broken. They need the packages of the
 tests (README).
@@ -10,16 +12,20 @@ tests (README).
 
 import csv
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import test_fuzz
 from conftest import ROOT
 
-from kit import datasets
+from kit import base, datasets
 
 CODE = """
 import common, sys, torch, a4_full
@@ -89,7 +95,93 @@ def drawings(place: Path) -> None:
     assert memory["MB"] < 3000
 
 
+DEAD = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+RUN = "--clip tiny --train-steps 900 --batch-size 16 --samples 300 --sample-steps 6 --scales 1,2"
+OFTEN = "import common, sys, {0}; common.Run.SAVE_EVERY = 1; common.cli({0}.main)"
+
+
+def kills(place: Path) -> None:
+    """Training saves every second here. What is left at the end is compared with a run that nobody
+    has disturbed: samples and checkpoint's weights byte by byte, the curve row by row.
+    """
+    env, rng = os.environ | DEAD | {"PYTHONPATH": str(ROOT)}, random.Random(0)
+
+    def start(folder: Path, script: str, flags: str) -> subprocess.Popen:
+        line = [sys.executable, "-c", OFTEN.format(script), *flags.split()]
+        return subprocess.Popen(line, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+
+    whole, killed = place / "whole", place / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    begin = time.monotonic()
+    assert start(whole, "a4_full", RUN).wait() == 0
+    seconds, died, moments = time.monotonic() - begin, 0, Counter()
+    run, other = (folder / "results" / "mnist" / "a4_full" for folder in (killed, whole))
+    measure = "--clip tiny --extractor judge"
+    while died < 24:
+        if died and not died % 8:  # it is complete: begin anew with the next seed of the dice
+            subprocess.run(["rm", "-rf", str(run)], check=True)
+        script, flags = ("a4_full", RUN) if died % 4 < 3 else ("evaluate", measure)
+        if script == "evaluate" and not list(run.glob("images/samples*.npz")):
+            script, flags = "a4_full", RUN
+        process = start(killed, script, flags)
+        try:
+            error = process.communicate(timeout=rng.uniform(2, seconds * 0.8))[1]
+            assert process.returncode in (0, 2) and "Traceback" not in error, error
+            if process.returncode == 0:
+                moments[f"{script} ended before"] += 1
+                subprocess.run(["rm", "-rf", str(run / "images")], check=True)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            died += 1
+            state = "before training" if not (run / "checkpoints").exists() else "training"
+            state = "drawing" if (run / "images").exists() else state
+            moments[state if script == "a4_full" else "measuring"] += 1
+    process = start(killed, "a4_full", RUN)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert start(killed, "evaluate", measure).wait() == 0
+    assert start(killed, "compare", measure).wait() == 0
+    for path in other.glob("images/*.npz"):
+        assert (run / "images" / path.name).read_bytes() == path.read_bytes(), path.name
+    curves = []
+    for folder in (run, other):
+        with (folder / "metrics" / "loss.csv").open() as file:
+            curves.append([(row["step"], row["loss"]) for row in csv.DictReader(file)])
+    assert curves[0] == curves[1], "no gap, no repeat"
+    states = [
+        base.load_tensors(folder / "checkpoints" / "last.pt")["ema"] for folder in (run, other)
+    ]
+    assert all((states[0][name] == states[1][name]).all() for name in states[0])
+    print(f"{died} kills ({dict(moments)}): samples, curve and weights as if nobody had")
+
+
+def flags(place: Path) -> None:
+    place = place / "place"
+    place.mkdir()
+    env = os.environ | DEAD | {"HOME": str(place.parent / "home"), "no_proxy": ""}
+    ended = test_fuzz.fuzz(place, env, 400)
+    print(f"400 command lines: {ended[0]} with a result, {ended[2]} with one line, exit code 2")
+    lines = ["a4_full.py --scale nan --prompt 7", "a1_cond.py --train-steps 1 --samples 2 --out a",
+             "a0_uncond.py --help", "evaluate.py a9", "compare.py --out /dev/null",
+             "cgan.py --batch-size 0", "a3_cfg.py --scales 1,,2", "a2_clip.py --dataset .",
+             "-m kit.tiny_clip --out .", "-m kit.judge --train-steps x"]  # fmt: skip
+    for line in lines:
+        first, *others = line.split()
+        script = [first, *others] if first == "-m" else [str(ROOT / first), *others]
+        environment = env | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *script], cwd=place, env=environment,
+                              capture_output=True, text=True)  # fmt: skip
+        errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+        assert done.returncode in (0, 2) and len(errors) == (done.returncode == 2), (line, done)
+    print(f"{len(lines)} as processes of their own: the same")
+
+
+TRIALS = {"processes": processes, "images": images, "drawings": drawings, "kills": kills}
+TRIALS["flags"] = flags
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("processes", "images", "drawings"):
+    for name in sys.argv[1:] or TRIALS:
         with tempfile.TemporaryDirectory() as place:
-            {"processes": processes, "images": images, "drawings": drawings}[name](Path(place))
+            TRIALS[name](Path(place))

@@ -253,5 +253,5 @@ def test_a_sample_file_without_what_was_asked_is_one_line(tmp_path):
     with pytest.raises(UserError, match="asked is"):
         samples.load_asked(path, 2)
     np.savez(path, labels=np.zeros(4, np.int64))
-    with pytest.raises(UserError, match="delete it and run its script again"):
+    with pytest.raises(UserError, match="move it away and give its script"):
         samples.load_asked(path, 2)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import CPU, ROOT, STAND_IN, data_args, save_openai_clip
 
 import a2_clip
-from kit import base, datasets, images, tiny_clip
+from kit import base, datasets, downloads, images, tiny_clip
 from kit import clip as openai_clip
 from kit.clip import import_clip
 from kit.encoders import load_clip
@@ -81,6 +81,7 @@ def clip_host(server, openai_files, monkeypatch, tmp_path):
     monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"{server.url}{sha256}/ViT-B-32.pt")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # never the user's own cache
     server.file = server.root / sha256 / "ViT-B-32.pt"
+    monkeypatch.setattr(downloads, "PAUSE", 0)
     return server
 
 

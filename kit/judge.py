@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
     settle_classes(config)
     file = config.out or judge_path(config)
-    check_own(file, "a judge", lambda: load_tensors(file)["learned"])
+    check_own(file, config.out is not None, "a judge", lambda: load_tensors(file)["learned"])
     tell(make(file, config, pick_device(config.device), config.train_steps, config.seed))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from kit.base import (
     AT_END,
+    ROOT,
     UserError,
     load_tensors,
     noted,
@@ -110,8 +111,15 @@ def make_once(file: Path, title: str, make) -> None:
             say(f"{title}: {make()}")
 
 
-def check_own(file: Path, what: str, read) -> None:
-    """UserError if there is a file that read() does not know as one of ours: it stays."""
+def check_own(file: Path, asked: bool, what: str, read) -> None:
+    """UserError if there is a file that read() does not know as one of ours: it stays.
+
+    So does one that the repository brings, unless it is asked for by name.
+    """
+    if not asked and file.parent == ROOT / "assets":
+        raise UserError(
+            f"--out FILE is needed: {file} is the repository's, and runs made with it need it"
+        )
     if file.exists():
         known = None
         with contextlib.suppress(Exception):  # whatever a stranger's file raises

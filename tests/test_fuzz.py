@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import common
-from kit import flags, judge, tiny_clip
+from kit import base, flags, judge, tiny_clip
 
 SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 COMMANDS = *SCRIPTS, "evaluate", "compare", "kit.tiny_clip", "kit.judge"
@@ -64,6 +64,9 @@ DATASETS = (
     "x" * 300,
 )
 DEVICES = "cpu", "auto", "cuda", "cuda:9", "mps", "meta", "banana", "", "cpu:0"
+
+
+ASSETS = {path: path.stat().st_mtime_ns for path in (base.ROOT / "assets").iterdir()}
 
 
 def values_of(name: str, hint) -> st.SearchStrategy[str]:
@@ -153,6 +156,8 @@ def attempt(place: Path, line: list[str], env) -> tuple[int, str]:
     assert found <= roots, (line, found - roots)
     assert (place / "notes.txt").read_text() == "my own", line
     assert {x for x in place.parent.rglob("*") if place not in x.parents} == outside, line
+    now = {path: path.stat().st_mtime_ns for path in (base.ROOT / "assets").iterdir()}
+    assert now == ASSETS, line
     return code, said.getvalue()
 
 

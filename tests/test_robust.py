@@ -569,6 +569,7 @@ def test_an_existing_file_that_is_no_clip_is_not_replaced_by_one(here, tmp_path)
         done = here(f"{script} --train-steps 1 --out {name}", tmp_path, check=2)
         only_error(done, f"{name} exists and is not", "another --out")
         assert (tmp_path / name).read_text() == "my own"
+        only_error(here(f"{script} --train-steps 1", tmp_path, check=2), "--out FILE is needed")
 
 
 # ── 5. Other people's machines ──

@@ -64,6 +64,17 @@ def ask(url: str, others: tuple[str, ...] = (), method: str = "GET"):
     raise errors.get(url) or NoAnswer
 
 
+def out_of_reach(url: str, *others: str) -> str:
+    """Why neither url's host nor one of others answers, or "": an error's number is an answer."""
+    try:
+        ask(url, others, "HEAD").close()
+    except urllib.error.HTTPError:
+        return ""
+    except Exception as error:  # of many kinds
+        return reason(error)
+    return ""
+
+
 def host_of(url: str) -> str:
     return url.split("/")[2]
 
@@ -123,6 +134,9 @@ def fetch(url: str, path: Path, wanted: str, *others: str) -> Path:
         for place in places:
             if place.is_file() and digest(place, wanted) == wanted:
                 return place
+    why = out_of_reach(url, *others)  # then nothing is made, no folder either
+    if why:
+        raise UserError(f"{path} is missing, and {host_of(url)} {why}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):

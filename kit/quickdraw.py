@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kit.base import Progress, UserError, one_line, reading, save_file, say, writing
-from kit.downloads import ask, fetched_name, host_of, reason
+from kit.downloads import fetched_name, host_of, out_of_reach, reason
 from kit.locks import alone
 
 HOST = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
@@ -31,7 +31,9 @@ def quickdraw(root: Path, split: str, classes: list[str], per_class: int, keep=s
     """
     folder = root / "quickdraw"
     paths = {name: file_of(folder / f"{name}.npy") for name in classes}
-    if lacking(paths, per_class):
+    missing = lacking(paths, per_class)
+    if missing:
+        check_host(paths, [*missing])
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with alone(folder, "QuickDraw"):
@@ -137,22 +139,26 @@ def file_of(path: Path) -> Path:
 # ── Downloads ──
 
 
+def url_of(name: str) -> str:
+    return HOST + urllib.parse.quote(f"{name}.npy")
+
+
+def check_host(paths: dict[str, Path], missing: list[str]) -> None:
+    """UserError if it does not answer."""
+    first, *others = missing
+    why = out_of_reach(url_of(first))
+    if why:
+        more = f", and so on for {len(others)} more" if others else ""
+        by_hand = f"fetch {url_of(first)} and put it at {paths[first]}{more}"
+        raise UserError(f"QuickDraw: {host_of(url_of(first))} {why}; {by_hand}")
+
+
 def fetch_categories(paths: dict[str, Path], per_class: int) -> None:
     """Fetch the bytes that are missing, several files at once."""
     missing = lacking(paths, per_class)
     if not missing:
         return
-    urls = {name: HOST + urllib.parse.quote(f"{name}.npy") for name in missing}
-    first, *others = missing
-    try:
-        ask(urls[first], method="HEAD").close()
-    except urllib.error.HTTPError:  # an answer all the same
-        pass
-    except Exception as error:  # of many kinds
-        more = f", and so on for {len(others)} more" if others else ""
-        by_hand = f"fetch {urls[first]} and put it at {paths[first]}{more}"
-        why = f"{host_of(urls[first])} {reason(error)}"
-        raise UserError(f"QuickDraw: {why}; {by_hand}") from None
+    urls = {name: url_of(name) for name in missing}
     stop, title = threading.Event(), f"QuickDraw, {len(missing)} categories"
     bar = Progress(desc=title, total=sum(missing.values()), unit="B", unit_scale=True)
     with bar, ThreadPoolExecutor(AT_ONCE) as pool:

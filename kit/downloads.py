@@ -134,9 +134,10 @@ def fetch(url: str, path: Path, wanted: str, *others: str) -> Path:
         for place in places:
             if place.is_file() and digest(place, wanted) == wanted:
                 return place
+    state = "is another file" if path.exists() else "is missing"
     why = out_of_reach(url, *others)  # then nothing is made, no folder either
     if why:
-        raise UserError(f"{path} is missing, and {host_of(url)} {why}")
+        raise UserError(f"{path} {state}, and {host_of(url)} {why}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
@@ -148,19 +149,20 @@ def fetch(url: str, path: Path, wanted: str, *others: str) -> Path:
         if path.exists():
             say(f"{path} is not what {host_of(url)} has; it stays, {places[1].name} is fetched")
             path = places[1]
-        why = download(url, path, wanted, others)
+        why = download([url, *others], path, wanted)
     if why:
-        raise UserError(f"{path} is missing, and {host_of(url)} {why}")
+        raise UserError(f"{places[0]} {state}, and {host_of(url)} {why}")
     return path
 
 
-def download(url: str, path: Path, wanted: str, others=()) -> str:
-    """-> why it failed, or "". What fails for a moment is tried again."""
+def download(urls: list[str], path: Path, wanted: str) -> str:
+    """-> why it failed, or "". What fails for a moment is tried again, at the next address."""
     for attempt in range(TRIES):
         time.sleep(attempt * PAUSE)
+        first, *others = urls[attempt % len(urls) :] + urls[: attempt % len(urls)]
         try:
             with aside(path) as temporary:
-                receive(url, temporary, path, others)
+                receive(first, temporary, path, others)
                 if digest(temporary, wanted) != wanted:
                     raise ValueError("sends another file (its checksum differs)")
             return ""
@@ -168,7 +170,7 @@ def download(url: str, path: Path, wanted: str, others=()) -> str:
             raise
         except Exception as error:  # of many kinds
             why = reason(error)
-            if lasting(error):
+            if lasting(error) and attempt + 1 >= len(urls):
                 break
     return why
 

@@ -119,7 +119,8 @@ class Run:
             if old != value:
                 old, new = (textwrap.shorten(str(x), 60, placeholder=" ...") for x in (old, value))
                 wrong = f"{self.last} has {name} {old}, not {new}"
-                raise UserError(f"{wrong}; --fresh or another --out")
+                how = "the same flags go on, another --out keeps both (or --fresh)"
+                raise UserError(f"{wrong}; {how}")
 
     def check_model(self, model: torch.nn.Module) -> None:
         """UserError if the run on disk was made with another network or text encoder."""

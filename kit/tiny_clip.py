@@ -163,7 +163,8 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
     key = f"{config.dataset} {config.classes} {steps} {seed} {crc32(pixels.numpy()):08x}"
     training = Halfway(file, key, model=model, optimizer=optimizer, schedule=schedule)
-    bar = Progress(training.steps(steps), "tiny CLIP", unit="step", total=steps, leave=False)
+    options = {"unit": "step", "total": steps, "initial": training.step, "leave": False}
+    bar = Progress(training.steps(steps), "tiny CLIP", **options)
     for _ in bar:
         i = captions.draw(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)

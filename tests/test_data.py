@@ -300,6 +300,14 @@ def test_another_mirror_is_asked_where_one_is_dead(mnist_host, tmp_path, monkeyp
     check_served(mnist_host, load(tmp_path))
 
 
+def test_another_mirror_is_asked_where_one_sends_a_web_page(mnist_host, tmp_path, monkeypatch):
+    (mnist_host.root / "portal").mkdir()
+    for path in mnist_host.root.glob("*.gz"):
+        (mnist_host.root / "portal" / path.name).write_text("<html>sign in</html>")
+    monkeypatch.setattr(MNIST, "mirrors", [f"{mnist_host.url}portal/", mnist_host.url])
+    check_served(mnist_host, load(tmp_path))
+
+
 def test_two_at_once_download_once(mnist_host, tmp_path):
     """Another process holds the download; this one waits, says for whom, and finds the file."""
     put(tmp_path, [])

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import math
 import os
 import queue
 import re
@@ -55,7 +56,7 @@ def ask(url: str, others: tuple[str, ...] = (), method: str = "GET"):
         except queue.Empty:
             if time.monotonic() - start >= LIMIT:
                 break
-            say(f"waiting for {host_of(waiting[0])}, up to {LIMIT:.0f} s")
+            say(f"waiting for {host_of(waiting[0])}, up to {math.ceil(LIMIT)} s")
             continue
         if not isinstance(answer, Exception):
             return answer
@@ -149,6 +150,8 @@ def fetch(url: str, path: Path, wanted: str, *others: str) -> Path:
         if path.exists():
             say(f"{path} is not what {host_of(url)} has; it stays, {places[1].name} is fetched")
             path = places[1]
+            if path.exists():
+                raise UserError(f"{path} is not what {host_of(url)} has, either; move it away")
         why = download([url, *others], path, wanted)
     if why:
         raise UserError(f"{places[0]} {state}, and {host_of(url)} {why}")

@@ -149,7 +149,8 @@ def kills(place: Path) -> None:
     for folder in (run, other):
         with (folder / "metrics" / "loss.csv").open() as file:
             curves.append([(row["step"], row["loss"]) for row in csv.DictReader(file)])
-    assert curves[0] == curves[1], "no gap, no repeat"
+    unlike = [rows for rows in zip(*curves) if rows[0] != rows[1]]
+    assert curves[0] == curves[1], f"a gap or a repeat: {[*map(len, curves)]}, {unlike[:3]}"
     states = [
         base.load_tensors(folder / "checkpoints" / "last.pt")["ema"] for folder in (run, other)
     ]

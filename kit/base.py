@@ -282,12 +282,28 @@ def load_tensors(path: Path, map_location="cpu"):
 
     torch.load() compares no checksums: it takes a changed weight for a weight.
     """
+    check_sums(path)
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def check_sums(path: Path) -> None:
+    """ValueError if path is a zip archive, as torch writes them, in which something is damaged."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
         if wrong:
             raise ValueError(f"{wrong} in it is damaged")
-    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def not_finite(state, name: str = "") -> str:
+    """The name of a tensor in nested dicts and lists that holds NaN or infinity, or ""."""
+    if isinstance(state, torch.Tensor):
+        return name if state.is_floating_point() and not state.isfinite().all() else ""
+    if not isinstance(state, (dict, list, tuple)):
+        return ""
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    found = (not_finite(value, f"{name}.{key}".lstrip(".")) for key, value in items)
+    return next(filter(None, found), "")
 
 
 def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:

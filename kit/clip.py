@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kit.base import UserError, expanded, load_tensors, reading
+from kit.base import UserError, check_sums, expanded, load_tensors, not_finite, reading
 from kit.downloads import fetch
 
 
@@ -67,6 +67,9 @@ class Clip:
         with reading(path, "it is no CLIP checkpoint, or damaged"):
             state = read_state(path)
             self.learned = state.pop("learned", None)  # of ours: the data set and its classes
+            bad = not_finite(state)
+            if bad:
+                raise ValueError(f"{bad} holds numbers that are none")
             self.model = import_clip().model.build_model(state).float().to(device)
             self.crc32 = zlib.crc32(path.read_bytes())  # tells two files of one name apart
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
@@ -95,6 +98,7 @@ class Clip:
 
 def read_state(path: Path) -> dict:
     """The weights in a TorchScript archive, which is OpenAI's format, or in a state dict."""
+    check_sums(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its retirement
         try:

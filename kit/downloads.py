@@ -23,6 +23,9 @@ PATIENCE, LIMIT = 5.0, 14.5  # seconds: of waiting in silence for a host's first
 TRIES, PAUSE = 3, 1.0  # seconds before the second one; before the third twice as long
 
 
+WEB_PAGE = "sends a web page (the login page of a network?)"
+
+
 class Refused(Exception):
     """What a host sent is of no use, and would be so again."""
 
@@ -71,8 +74,8 @@ def out_of_reach(url: str, *others: str) -> str:
         ask(url, others, "HEAD").close()
     except urllib.error.HTTPError:
         return ""
-    except Exception as error:  # of many kinds
-        return reason(error)
+    except Exception as error:  # of many kinds; what may pass is tried again by download()
+        return reason(error) if lasting(error) else ""
     return ""
 
 
@@ -83,7 +86,7 @@ def host_of(url: str) -> str:
 def reason(error: BaseException) -> str:
     """Why a download failed, for the reader."""
     if isinstance(error, urllib.error.HTTPError):
-        return f"answers {error.code} {error.reason}"
+        return f"answers {error.code} {' '.join(str(error.reason).split())}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
         error = error.reason
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -105,7 +108,7 @@ def lasting(error: BaseException) -> bool:
     """Whether it would be the same a second later."""
     cause = getattr(error, "reason", error)
     if isinstance(error, urllib.error.HTTPError):
-        return error.code < 500
+        return error.code < 500 and error.code not in (408, 425, 429)  # late, early, too often
     kinds = Refused, NoAnswer, ssl.SSLCertVerificationError, socket.gaierror, ConnectionRefusedError
     return isinstance(cause, kinds)
 
@@ -135,7 +138,7 @@ def fetch(url: str, path: Path, wanted: str, *others: str) -> Path:
         for place in places:
             if place.is_file() and digest(place, wanted) == wanted:
                 return place
-    state = "is another file" if path.exists() else "is missing"
+    state = "is another file" if os.path.lexists(path) else "is missing"
     why = out_of_reach(url, *others)  # then nothing is made, no folder either
     if why:
         raise UserError(f"{path} {state}, and {host_of(url)} {why}")
@@ -147,10 +150,10 @@ def fetch(url: str, path: Path, wanted: str, *others: str) -> Path:
         for place in places:  # another process may have fetched it
             if place.is_file() and digest(place, wanted) == wanted:
                 return place
-        if path.exists():
+        if os.path.lexists(path):  # or a link to what is not there now
             say(f"{path} is not what {host_of(url)} has; it stays, {places[1].name} is fetched")
             path = places[1]
-            if path.exists():
+            if os.path.lexists(path):
                 raise UserError(f"{path} is not what {host_of(url)} has, either; move it away")
         why = download([url, *others], path, wanted)
     if why:
@@ -185,8 +188,8 @@ def receive(url: str, temporary: Path, path: Path, others=()) -> None:
         bar = Progress(desc=path.name, total=size or None, unit="B", unit_scale=True, leave=False)
         with bar, temporary.open("wb") as file:
             while part := answer.read(1 << 16):
-                if not have and re.match(rb"\s*<(!doctype|html)", part, re.I):
-                    raise Refused("sends a web page (the login page of a network?)")
+                if not have and re.match(rb"(\xef\xbb\xbf)?\s*<(!|html|\?xml)", part, re.I):
+                    raise Refused(WEB_PAGE)
                 with writing(path):
                     file.write(part)
                 have += len(part)

@@ -75,11 +75,11 @@ def idx(content: bytes, name: str) -> np.ndarray:
     """
     if content[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            found = [x for x in archive.namelist() if name in x]
+            found = members(archive, name)
             if not found:
                 raise ValueError(f"no {name} in it")
             content = archive.read(found[0])
-    if content[:2] == b"\x1f\x8b":
+    while content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     if content[:3] != b"\0\0\x08":
         raise ValueError("no IDX file of bytes")
@@ -112,10 +112,10 @@ def paired(images: np.ndarray, labels: np.ndarray, classes: range):
 
 # ── MNIST ──
 
-# CRC-32 of what MNIST's files hold: as many images or labels that differ are no MNIST.
+# How many images MNIST's parts have, and the CRC-32 of what their files hold.
 GENUINE = {
-    60000: {"images": 0xF3639B56, "labels": 0xBA07E8EF},
-    10000: {"images": 0xE4CA5F57, "labels": 0xEE8604D9},
+    "train": (60000, {"images": 0xF3639B56, "labels": 0xBA07E8EF}),
+    "t10k": (10000, {"images": 0xE4CA5F57, "labels": 0xEE8604D9}),
 }
 
 
@@ -135,7 +135,7 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
         return found
     try:
         content = [idx(file.read_bytes(), part) for file in fetch_mnist(raw, part)]
-        found = *paired(*content, range(10)), source_of(*content)
+        found = *paired(*content, range(10)), source_of(*content, part)
     except UserError as why:
         if wrong:
             remedy = "mend or remove what is there (without any, 5,000 embedded digits are used)"
@@ -155,41 +155,61 @@ def mnist_on_disk(folder: Path, part: str):
 
     By content: whatever they are packed in and called, as long as their names tell the part.
     """
-    wrong = []
+    wrong, good = [], set()
 
     def arrays(kind: str):
         name = f"{part}-{kind}"
-        for path in sorted(folder.rglob(f"*{name}*"), key=lambda path: (len(path.name), path)):
+        paths = sorted(folder.rglob(f"*{name}*"), key=lambda path: (len(path.name), path))
+        paths += [path for path in sorted(folder.rglob("*.zip")) if has_member(path, name)]
+        for path in dict.fromkeys(paths):
             if path.is_file() and path.name[0] != ".":
                 try:
                     array = idx(path.read_bytes(), name)
                     check(array, kind, range(10))
-                    check_genuine(array, kind)
+                    check_genuine(array, part, kind)
                 except Exception as error:  # of many kinds
                     wrong.append(f"{path} cannot be used ({one_line(error)})")
                 else:
+                    good.add(kind)
                     yield path, array
 
     for path, images in arrays("images"):
         for other, labels in arrays("labels"):
             try:
-                found = *paired(images, labels, range(10)), source_of(images, labels)
+                found = *paired(images, labels, range(10)), source_of(images, labels, part)
                 return found, wrong
             except ValueError as error:
                 wrong.append(f"{path} and {other.name} cannot be used ({one_line(error)})")
+    if good == {"images"} and not wrong:
+        wrong.append(f"{folder} has {part}-images, but no {part}-labels")
     return None, [*dict.fromkeys(wrong)]
 
 
-def check_genuine(array: np.ndarray, kind: str) -> None:
-    """ValueError for as many images or labels as MNIST has, which are not MNIST's."""
-    known = GENUINE.get(len(array), {}).get(kind)
-    if known is not None and zlib.crc32(array) != known:
-        raise ValueError(f"{len(array)} {kind}, but not MNIST's: damaged, or another data set")
+def has_member(archive: Path, name: str) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return bool(members(file, name))
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
-def source_of(images: np.ndarray, labels: np.ndarray) -> str:
+def members(archive: zipfile.ZipFile, name: str) -> list[str]:
+    """The files in it whose names have name in them, without those that macOS adds."""
+    paths = [path for path in archive.namelist() if "__MACOSX" not in path and path[-1] != "/"]
+    return [path for path in paths if name in path.split("/")[-1]]
+
+
+def check_genuine(array: np.ndarray, part: str, kind: str) -> None:
+    """ValueError for as many images or labels as MNIST has, which are not those of this part."""
+    for name, (count, known) in GENUINE.items():
+        if len(array) == count and (name != part or zlib.crc32(array) != known[kind]):
+            what = f"{count} {kind}, but not MNIST's for {part}"
+            raise ValueError(f"{what}: damaged, or another data set")
+
+
+def source_of(images: np.ndarray, labels: np.ndarray, part: str) -> str:
     """What config.json says of where they come from."""
-    if len(images) in GENUINE:
+    if len(images) == GENUINE[part][0]:
         return "torchvision"
     return f"files (CRC-32 {zlib.crc32(labels, zlib.crc32(images)):08x})"
 
@@ -237,7 +257,8 @@ def emnist(root: Path, split: str, emnist_split: str) -> tuple[torch.Tensor, tor
 
     raw, part = root / "EMNIST" / "raw", "train" if split == "train" else "test"
     archive, wrong = raw / EMNIST.url.split("/")[-1], []
-    for place in (archive, fetched_name(archive), raw):
+    others = sorted({*raw.glob("*.zip")} - {archive, fetched_name(archive)})
+    for place in (archive, fetched_name(archive), *others, raw, raw / "gzip"):
         try:
             if place.exists():
                 return *read_emnist(place, emnist_split, part), "torchvision"
@@ -261,13 +282,13 @@ def read_emnist(place: Path, emnist_split: str, part: str) -> tuple[torch.Tensor
     for kind in ("images-idx3", "labels-idx1"):
         name = f"emnist-{emnist_split}-{part}-{kind}-ubyte"
         if place.is_dir():
-            files = [file for file in (place / name, place / f"{name}.gz") if file.is_file()]
+            files = [file for file in (place / f"{name}.gz", place / name) if file.is_file()]
             if not files:
                 raise FileNotFoundError(f"no {name} there")
             arrays.append(idx(files[0].read_bytes(), name))
         else:
             with zipfile.ZipFile(place) as archive:
-                arrays.append(idx(archive.read(f"gzip/{name}.gz"), name))
+                arrays.append(idx(archive.read(members(archive, name)[0]), name))
     classes = range(first, first + len(EMNIST_SPLITS[emnist_split]))
     pixels, labels = paired(*arrays, classes)
     return pixels.mT.contiguous(), labels - first  # the files hold them mirrored at the diagonal

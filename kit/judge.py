@@ -96,7 +96,8 @@ def load_judge(config, device: torch.device, file: Path | None = None) -> Judge:
     """The judge of just these classes, with crc32, its file's; trained now if it is not there."""
     file = file or judge_path(config)
     if not file.is_file():
-        make_once(file, "judge", lambda: make(file, config, device, STEPS, 0))
+        made = make_once(file, "judge", lambda: make(file, config, device, STEPS, 0))
+        say(f"judge: {made}")
     with reading(file, "delete it (the one in assets/: get it from the repository)"):
         state = load_tensors(file)
         if state.pop("learned") != [config.dataset, config.classes]:
@@ -133,7 +134,8 @@ def main(argv: list[str] | None = None) -> None:
     settle_classes(config)
     file = config.out or judge_path(config)
     check_own(file, config.out is not None, "a judge", lambda: load_tensors(file)["learned"])
-    tell(make(file, config, pick_device(config.device), config.train_steps, config.seed))
+    device, steps = pick_device(config.device), config.train_steps
+    tell(make_once(file, "judge", lambda: make(file, config, device, steps, config.seed), True))
 
 
 if __name__ == "__main__":

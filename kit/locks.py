@@ -1,6 +1,7 @@
 """Of several processes only one works on the same thing; and a training that a kill only delays."""
 
 import contextlib
+import copy
 import errno
 import os
 import sys
@@ -49,9 +50,9 @@ def hold(path: Path, again: bool = True) -> bool:
     if not os.access(path.parent, os.W_OK):
         return True
     try:
-        made = filelock.FileLock(lock, thread_local=False)
+        made = filelock.FileLock(lock, thread_local=False, mode=0o666)  # for all accounts
         made.acquire(timeout=0.5)  # holder() may have it for a moment
-    except filelock.Timeout:
+    except (filelock.Timeout, PermissionError):  # the latter: it is another account's
         return not lock.exists()
     except (OSError, NotImplementedError):  # as on some network drives
         return True
@@ -100,15 +101,19 @@ def lock_files(path: Path) -> tuple[Path, Path]:
 # ── What is trained once ──
 
 
-def make_once(file: Path, title: str, make) -> None:
-    """make() writes file and says how it went; another process that wants it too waits for it."""
+def make_once(file: Path, title: str, make, again: bool = False) -> str:
+    """make() writes file -> how it went; another process that wants it too waits for it.
+
+    again: also where it is there already; else that is "".
+    """
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(file.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "the folder is read-only")
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
     with alone(file, title):
-        if not file.is_file():
-            say(f"{title}: {make()}")
+        return make() if again or not file.is_file() else ""
 
 
 def check_own(file: Path, asked: bool, what: str, read) -> None:
@@ -141,14 +146,21 @@ class Halfway:
         self.key, self.modules, self.step = key, modules, 0
         if file is None or not self.path.exists():
             return
-        with contextlib.suppress(Exception):  # damaged, of an earlier version: from 0
+        before = copy.deepcopy({name: module.state_dict() for name, module in modules.items()})
+        before["rng"] = torch.get_rng_state()
+        try:
             state = load_tensors(self.path)
             if state["key"] == key:
-                for name, module in modules.items():
-                    module.load_state_dict(state[name])
-                torch.set_rng_state(state["rng"])
+                self.load(state)
                 self.step = state["step"]
                 say(f"{file}: going on from step {self.step}")
+        except Exception:  # damaged, of an earlier version: from 0
+            self.load(before)
+
+    def load(self, state: dict) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
 
     def steps(self, total: int):
         """Yield the number of each step still to do. Asked to end, it finishes one and saves."""

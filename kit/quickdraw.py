@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from kit.base import Progress, UserError, one_line, reading, save_file, say, writing
-from kit.downloads import fetched_name, host_of, out_of_reach, reason
+from kit.downloads import WEB_PAGE, fetched_name, host_of, out_of_reach, reason
 from kit.locks import alone
 
 HOST = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
@@ -73,8 +74,14 @@ def header_size(content: bytes) -> tuple[int, int]:
     version = np.lib.format.read_magic(head)
     if version != (1, 0):
         raise ValueError(f"version {version} of the .npy format, not (1, 0)")
-    with PARSING:
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(head)
+    try:
+        with PARSING, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(head)
+    except Exception as error:  # of many kinds, tokenize's too
+        raise ValueError(one_line(error)) from None
+    if len(shape) and (type(shape[0]) is not int or shape[0] < 1):
+        raise ValueError(f"{shape[0]} drawings")
     if dtype != np.uint8 or by_column or len(shape) != 2 or shape[1] != 784:
         order = " by column" if by_column else ""
         raise ValueError(f"holds {dtype} {shape}{order}, not uint8 (N, 784)")
@@ -204,12 +211,14 @@ def fetch_range(url: str, path: Path, have: int, want: int, bar: Progress, by_ha
     with urllib.request.urlopen(request, timeout=15) as answer:
         header = answer.headers.get("Content-Range", "")
         sent = re.fullmatch(rf"bytes {have}-\d+/(\d+)", header)
+        if "html" in answer.headers.get("Content-Type", ""):
+            raise UserError(f"{host_of(url)} {WEB_PAGE}; {by_hand}")
         if answer.status != 206 or not sent:
             raise UserError(f"{url}: the server ignores Range and would send all of it; {by_hand}")
         total = int(sent[1])
         if have and total != promised(path):
             raise UserError(
-                f"{url} is another file by now than the one begun at {path}; delete that"
+                f"{url} is another file by now than the one begun at {path}; move that away"
             )
         bar.total += min(want, total) - want
         if not have:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from kit import base, locks, processes
-from kit.base import Progress, UserError, load_tensors, reading, say
+from kit.base import Progress, UserError, load_tensors, not_finite, reading, say
 from kit.captions import Captions
 from kit.datasets import readable, settle_classes, typed_dataset
 from kit.flags import Config, plain
@@ -449,17 +449,6 @@ def clip_now(known: str, config) -> str:
     folders = config.out, config.out.parent, config.data_dir, base.ROOT
     places = [Path(known), *(folder / name for folder in folders)]
     return next((str(place) for place in places if place.is_file()), "")
-
-
-def not_finite(state, name: str = "") -> str:
-    """The name of a tensor in nested dicts and lists that holds NaN or infinity, or ""."""
-    if isinstance(state, torch.Tensor):
-        return name if state.is_floating_point() and not state.isfinite().all() else ""
-    if not isinstance(state, (dict, list, tuple)):
-        return ""
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    found = (not_finite(value, f"{name}.{key}".lstrip(".")) for key, value in items)
-    return next(filter(None, found), "")
 
 
 def changed(path: Path) -> tuple | None:

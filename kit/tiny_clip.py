@@ -23,7 +23,18 @@ import torch
 import torch.nn.functional as F
 
 from kit import attributes, datasets
-from kit.base import ROOT, Progress, UserError, cli, crc32, pick_device, save_file, say, tell
+from kit.base import (
+    ROOT,
+    Progress,
+    UserError,
+    cli,
+    crc32,
+    pick_device,
+    reading,
+    save_file,
+    say,
+    tell,
+)
 from kit.captions import Captions
 from kit.clip import Clip, clip_pixels, import_clip
 from kit.datasets import TRAIN_TEMPLATES, phrasings
@@ -45,7 +56,8 @@ def load_tiny(config, device: torch.device) -> Clip:
     """The tiny CLIP of just these images, trained now if it is not there."""
     file = tiny_path(config)
     if not file.is_file():
-        make_once(file, "CLIP", lambda: make(file, config, device, STEPS, 0))
+        made = make_once(file, "CLIP", lambda: make(file, config, device, STEPS, 0))
+        say(f"CLIP: {made}")
     return check_learned(Clip("tiny", file, device), file, config)
 
 
@@ -59,7 +71,9 @@ def tiny_path(config) -> Path:
 def check_learned(clip: Clip, file: Path, config) -> Clip:
     """-> clip, unless it is one of ours that learned to read something else than config says."""
     embedded = ("mnist", datasets.DIGITS) if file.resolve() == EMBEDDED else None
-    dataset, classes = clip.learned or embedded or (config.dataset, config.classes)
+    with reading(file, "it is damaged: train it again"):
+        dataset, classes = clip.learned or embedded or (config.dataset, config.classes)
+        classes = [name.strip() for name in classes]  # they are text
     if dataset != config.dataset or {*classes} != {*config.classes}:
         learned = f"{dataset} ({', '.join(classes[:4])}, ...)"
         raise UserError(f"{file} learned to read {learned}, not what is asked")
@@ -275,7 +289,8 @@ def main(argv: list[str] | None = None) -> None:
     file = config.out or tiny_path(config)
     what = "a CLIP that this has trained"
     check_own(file, config.out is not None, what, lambda: Clip("", file, device).learned)
-    tell(make(file, config, device, config.train_steps, config.seed))
+    steps, seed = config.train_steps, config.seed
+    tell(make_once(file, "CLIP", lambda: make(file, config, device, steps, seed), again=True))
 
 
 if __name__ == "__main__":

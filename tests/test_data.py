@@ -38,9 +38,9 @@ def mnist_host(server, monkeypatch):
     monkeypatch.setattr(MNIST, "resources", resources)
     monkeypatch.setattr(downloads, "PAUSE", 0)
     known = {}
-    for pixels, digits in server.arrays.values():
-        crcs = (zlib.crc32(array.astype(np.uint8)) for array in (pixels, digits))
-        known[len(digits)] = dict(zip(("images", "labels"), crcs))
+    for part, arrays in server.arrays.items():
+        crcs = (zlib.crc32(array.astype(np.uint8)) for array in arrays)
+        known[part] = len(arrays[1]), dict(zip(("images", "labels"), crcs))
     monkeypatch.setattr(images, "GENUINE", known)
     return server
 
@@ -105,6 +105,8 @@ def test_four_packed_files_put_there_by_hand_need_no_network(mnist_host, tmp_pat
 def zipped(content):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train-images-idx3-ubyte/", b"")
+        archive.writestr("__MACOSX/._train-images.idx3-ubyte", b"!")
         archive.writestr("train-images.idx3-ubyte", content)
         archive.writestr("train-labels.idx1-ubyte", content)
     return file.getvalue()
@@ -122,7 +124,21 @@ WRAPPERS = {  # names of images and labels, how they are packed
         gzip.compress,
     ),
     "zip": ("train-images.zip", "train-labels.zip", zipped),
+    "twice": (
+        "train-images-idx3-ubyte.gz.gz",
+        "train-labels-idx1-ubyte.gz",
+        lambda content: gzip.compress(gzip.compress(content)),
+    ),
 }
+
+
+def test_kaggles_archive_as_it_is_downloaded(mnist_host, tmp_path):
+    put(tmp_path, [])
+    with zipfile.ZipFile(tmp_path / RAW / "archive.zip", "w") as archive:
+        for kind, array in zip(("images.idx3", "labels.idx1"), mnist_host.arrays["train"]):
+            archive.writestr(f"train-{kind}-ubyte/train-{kind}-ubyte", idx(array))
+    check_served(mnist_host, load(tmp_path))
+    assert not mnist_host.requests
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -145,7 +161,7 @@ def test_of_two_files_one_damaged_the_other_is_used(mnist_host, tmp_path, capfd)
 
 
 def bent(fault, images, labels):
-    """Images and labels (arrays or bytes) with a fault."""
+    """Images and labels with a fault."""
     if fault == "other size":
         return np.zeros((50, 32, 32)), labels
     if fault == "labels above 9":
@@ -162,7 +178,8 @@ BENT = {
     "other size": "images are (50, 32, 32), not (N, 28, 28)",
     "labels above 9": "not from 0 to 9",
     "fewer labels": "50 images, but 10 labels",
-    "ten bad bytes": "50 images, but not MNIST's: damaged, or another data set",
+    "ten bad bytes": "50 images, but not MNIST's for train: damaged, or another data set",
+    "test digits": "20 images, but not MNIST's for train: damaged, or another data set",
     "cut": "bytes are not (50, 28, 28)",
     "a web page": "no IDX file of bytes",
     "empty": "no IDX file of bytes",
@@ -171,7 +188,7 @@ BENT = {
 
 
 def put_bent(folder, fault, arrays):
-    put(folder, bent(fault, *arrays))
+    put(folder, bent(fault, *arrays["t10k" if fault == "test digits" else "train"]))
     path = folder / RAW / "train-images-idx3-ubyte"
     whole = path.read_bytes()
     content = {"cut": whole[:30], "a web page": b"<html>login", "empty": b"",
@@ -181,8 +198,7 @@ def put_bent(folder, fault, arrays):
 
 @pytest.mark.parametrize("fault", BENT)
 def test_a_file_that_is_no_mnist_stays_and_others_are_fetched(mnist_host, tmp_path, capfd, fault):
-    images.GENUINE.pop(20)
-    put_bent(tmp_path, fault, mnist_host.arrays["train"])
+    put_bent(tmp_path, fault, mnist_host.arrays)
     before = contents(tmp_path / "data")
     check_served(mnist_host, load(tmp_path))
     after = contents(tmp_path / "data")
@@ -198,7 +214,7 @@ def test_a_file_that_is_no_mnist_stays_and_others_are_fetched(mnist_host, tmp_pa
 def test_without_a_host_it_is_one_line_and_never_the_embedded_digits(
     mnist_host, tmp_path, monkeypatch, fault
 ):
-    put_bent(tmp_path, fault, mnist_host.arrays["train"])
+    put_bent(tmp_path, fault, mnist_host.arrays)
     before = contents(tmp_path / "data")
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(base.UserError) as caught:
@@ -232,8 +248,18 @@ def test_own_digits_in_the_same_format_are_told_from_mnist(mnist_host, tmp_path)
 
 def test_the_checksums_of_the_genuine_files_are_in_the_code():
     """As the hosts' files have them, unpacked, without their heads."""
-    assert images.GENUINE[60000] == {"images": 0xF3639B56, "labels": 0xBA07E8EF}
-    assert images.GENUINE[10000] == {"images": 0xE4CA5F57, "labels": 0xEE8604D9}
+    train, test = (0xF3639B56, 0xBA07E8EF), (0xE4CA5F57, 0xEE8604D9)
+    known = {part: (n, tuple(crcs.values())) for part, (n, crcs) in images.GENUINE.items()}
+    assert known == {"train": (60000, train), "t10k": (10000, test)}
+
+
+def test_images_without_labels_are_no_reason_for_the_embedded_digits(mnist_host, tmp_path):
+    put(tmp_path, mnist_host.arrays["train"])
+    (tmp_path / RAW / "train-labels-idx1-ubyte").unlink()
+    for path in mnist_host.root.glob("*.gz"):
+        path.unlink()
+    with pytest.raises(base.UserError, match="has train-images, but no train-labels"):
+        load(tmp_path)
 
 
 # ── Downloads ──

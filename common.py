@@ -60,6 +60,8 @@ def inception_features(device: torch.device):
     from torchvision.models import inception_v3  # not at the top: the models' scripts need none
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
+    if str(path).startswith("~"):
+        raise UserError("Inception v3: this account has no home folder to keep it in")
     path = fetch(INCEPTION, path, path.stem.split("-")[-1])
     # Without transform_input, since it is fed pixels in [-1, 1], which it was trained on.
     net = inception_v3(weights=None, init_weights=False, transform_input=False)

@@ -24,8 +24,6 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
 import common
 import evaluate
@@ -46,6 +44,8 @@ from kit.captions import UNSAID, combinations, words_of
 from kit.datasets import data_kind, typed_dataset, with_words
 from kit.pictures import (
     COLORS,
+    Figure,
+    PowerNorm,
     drawable,
     plain_style,
     save_grid,
@@ -117,7 +117,7 @@ def measured(folder: Path, dataset: str) -> pd.DataFrame:
 def asked_for(folder: Path, again: str) -> pd.DataFrame:
     """A row for each scale and each combination of attributes that prompts asked for, or none."""
     paths = sample_files_in(folder, "attributes")
-    if not paths:
+    if not paths or not read_config(folder).get("attributes"):
         return pd.DataFrame(columns=ASKED)
     table = read_table(folder / "metrics" / "attributes.csv", ASKED, again)
     with reading(folder / "metrics" / "attributes.csv", again):
@@ -168,6 +168,7 @@ def load_run(folder: Path, dataset: str) -> dict:
     table, path = measured(folder, dataset), folder / "metrics" / "performance.csv"
     remedy = f"without this file {folder.name}.py's command makes it anew"
     costs = read_table(path, ("scale", "guidance", *COSTS), remedy)
+    costs = costs.drop_duplicates(["scale", "guidance"], keep="last")
     with reading(path, remedy):
         numbers = ["scale", *COSTS]
         costs = costs[["guidance", *numbers]].astype(dict.fromkeys(numbers, float))
@@ -209,7 +210,8 @@ def check_measured_alike(table: pd.DataFrame, dataset: str) -> None:
 
 def scripts_here() -> list[str]:
     """The names of all models' scripts beside this file."""
-    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(ROOT.glob("*.py"))}
+    files = [file for file in sorted(ROOT.glob("[!.]*.py")) if file.is_file()]
+    texts = {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in files}
     return [x for x in texts if re.search(r"^class \w+\(common\.Config\)", texts[x], re.M)]
 
 

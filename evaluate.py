@@ -85,6 +85,7 @@ class Config(Flags):
     emnist_split, classes, per_class, folder, pictures = None, None, None, None, None
 
     def check(self) -> None:
+        self.models = [Path(name).name.removesuffix(".py") for name in self.models]
         settle_dataset(self, self.out)
 
 
@@ -134,6 +135,10 @@ def counts(folder: Path) -> bool:
 def sample_paths(folder: Path) -> list[Path]:
     """Of a run: the sample files whose prompts name a class alone, held-out phrasings last."""
     return sample_files_in(folder) + sample_files_in(folder, "heldout")
+
+
+def crc32_of_file(path: Path) -> int:
+    return zlib.crc32(path.read_bytes()) if path.exists() else 0
 
 
 def kind_of(combination: tuple[int, ...]) -> str:
@@ -495,12 +500,14 @@ class Evaluator:
                 **scale_and_guidance(path, config),
                 "n": len(pixels),
                 "seed": config["seed"],
-                "samples_crc32": zlib.crc32(path.read_bytes()),
+                "samples_crc32": crc32_of_file(path),
             }
             look = self.look({"pixels": pixels, "labels": labels, "prompts": prompts}, training)
             taught = self.taught(pixels, labels) if "heldout" not in path.name else np.nan
             rows.append({**head, **self.measure(look, taught)})
             self.save_judged(folder, path, look, training)
+        if [row["samples_crc32"] for row in rows] != [*map(crc32_of_file, sample_paths(folder))]:
+            raise UserError(f"{folder} was drawn anew meanwhile; give this command again")
         for n in sorted({row["n"] for row in rows}):
             rows += self.calibrate(n, training)
         for name, columns in TABLES.items():

@@ -20,7 +20,16 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
-RANK = int(os.environ.get("RANK", 0))  # of this process; torchrun sets it
+
+
+def count_of(name: str, least: int) -> int:
+    """A number that torchrun puts into the environment, where others may have put anything."""
+    text = os.environ.get(name, "")
+    return max(least, int(text)) if text.isdecimal() else least
+
+
+COUNT = count_of("WORLD_SIZE", 1)  # of processes that train one model
+RANK = count_of("RANK", 0) if COUNT > 1 else 0  # of this process among them
 
 # ── Errors ──
 
@@ -29,7 +38,10 @@ class UserError(Exception):
     """Something the user can mend: cli() prints it as one line and exits with code 2."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"error: {self}"]  # what Jupyter and Colab print instead of a traceback
+        """What Jupyter and Colab print instead of a traceback; there no cli() gives back."""
+        for give_back in AT_END:
+            give_back()
+        return [f"error: {self}"]
 
 
 def one_line(error: BaseException) -> str:
@@ -101,7 +113,7 @@ def run_main(main) -> None:
             torch.distributed.destroy_process_group()
     except UserError as error:
         wait_for_the_first()
-        end(f"error: {error}", 2)
+        end(f"error: {error}".replace("\n", "\\n").replace("\r", "\\r"), 2)
     except (RuntimeError, MemoryError) as error:
         if joined() and re.search("Connection (closed|reset)|Broken pipe", str(error)):
             end(LOST, 143)
@@ -330,12 +342,19 @@ def kept(folder: Path, name: str, of: list, compute, *code) -> dict[str, np.ndar
     content = "_".join(f"{crc:08x}" for crc in known)
     path = folder / f"{name}_{content}.npz"
     try:
-        return load_arrays(path)
+        arrays = load_arrays(path)
+        if int(arrays.pop("crc32")) != crc32_of(arrays):
+            raise ValueError("edited")
+        return arrays
     except Exception:  # missing, or damaged in one of many ways: it is made again
         arrays = compute()
         with contextlib.suppress(UserError):  # a folder that cannot be written costs time alone
-            save_arrays(path, arrays)
+            save_arrays(path, arrays | {"crc32": np.array(crc32_of(arrays))})
         return arrays
+
+
+def crc32_of(arrays: dict[str, np.ndarray]) -> int:
+    return zlib.crc32(str([(name, crc32(array)) for name, array in arrays.items()]).encode())
 
 
 def save_text(path: Path, text: str) -> None:
@@ -361,13 +380,16 @@ def read_table(path: Path, columns: tuple[str, ...], remedy: str, dtype=None):
         content = path.read_bytes()
         wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
         text = content.decode("utf-16" if wide else "utf-8-sig")
-        if not text.endswith("\n") and "\r\n" not in text:
+        text = re.sub(r"\Asep=.\s+", "", text)  # Excel's own hint
+        if not text.endswith(("\n", "\r")) and "\r\n" not in text:
             raise ValueError("cut short")
-        first = text.split("\n")[0]
+        first = text.splitlines()[0]
         separator = max(",;\t", key=first.count)
-        table = pd.read_csv(io.StringIO(text), dtype=dtype, sep=separator)
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        table = pd.read_csv(io.StringIO(text), dtype=dtype, sep=separator, skipinitialspace=True)
         table = table.dropna(how="all")  # lines of separators alone, as a spreadsheet adds them
-        for name in table if separator != "," and dtype is None else ():
+        table = table.loc[:, ~table.columns.str.startswith("Unnamed")]  # such columns
+        for name in table.columns if dtype is None else ():
             with contextlib.suppress(ValueError, AttributeError):  # text, or numbers already
                 table[name] = table[name].str.replace(",", ".").astype(float)
         missing = [name for name in columns if name not in table]

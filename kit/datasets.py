@@ -159,6 +159,11 @@ def settle_dataset(config, runs: Path | None = None) -> None:
                         "for each class")  # fmt: skip
     if name in DATASETS or not name:
         raise UserError(f"--dataset {typed}: give the folder another name; {name!r} is taken")
+    for flag in ("out", "data_dir"):  # what is written there would be pictures to learn from
+        path = getattr(config, flag, None)
+        if path is not None and folder.resolve() in (path.resolve(), *path.resolve().parents):
+            typed = f"--{flag.replace('_', '-')} {path}"
+            raise UserError(f"{typed} lies in the folder of the pictures, {folder}; give another")
     config.dataset, config.folder = name, folder
 
 

@@ -34,7 +34,7 @@ def number(kind, least=-math.inf, most=math.inf, multiple=1):
     """An argparse type, named for its message: "invalid number from 0 to 100 value: '-1'"."""
 
     def parse(text: str):
-        value = kind(text)
+        value = kind(text) + 0  # of -0.0 it makes 0.0
         if not math.isfinite(value) or not least <= value <= most:
             raise ValueError
         if multiple > 1 and value % multiple:

@@ -34,7 +34,7 @@ def listing(folder: Path) -> dict[str, list[Path]]:
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
         pictures = {}
         for path in subfolders:
-            if path.name[0] not in "._":
+            if path.name[0] not in "._@":
                 pictures.setdefault(words_of_name(path), []).extend(pictures_in(path))
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
@@ -69,7 +69,14 @@ def is_picture(path: Path) -> bool:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if is_picture(path) and path.is_file())
+    """Without those that tools keep in folders of their own, such as .ipynb_checkpoints."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder).parts[:-1]
+        of_tools = any(part[0] in ".@" or part == "__MACOSX" for part in inner)
+        if is_picture(path) and path.is_file() and not of_tools:
+            found.append(path)
+    return found
 
 
 def fingerprint(folder: Path) -> int:
@@ -167,6 +174,8 @@ def to_grey(image: Image.Image) -> Image.Image:
     """Any mode -> 8 bits of grey; what is transparent gets the colour that the rest is not."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more
         values = np.asarray(image, np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds numbers that are none")
         return Image.fromarray((values / max(1.0, values.max()) * 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         grey, alpha = image.convert("RGBA").convert("LA").split()

@@ -97,7 +97,8 @@ def load_judge(config, device: torch.device, file: Path | None = None) -> Judge:
     file = file or judge_path(config)
     if not file.is_file():
         made = make_once(file, "judge", lambda: make(file, config, device, STEPS, 0))
-        say(f"judge: {made}")
+        if made:  # not by another process
+            say(f"judge: {made}")
     with reading(file, "delete it (the one in assets/: get it from the repository)"):
         state = load_tensors(file)
         if state.pop("learned") != [config.dataset, config.classes]:

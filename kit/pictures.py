@@ -10,9 +10,15 @@ import unicodedata
 import zlib
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+
+try:
+    import matplotlib
+except Exception:  # a matplotlibrc, or an MPLBACKEND, that it cannot read
+    os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
+    import matplotlib
 from matplotlib import font_manager
+from matplotlib.colors import PowerNorm  # noqa: F401 for compare.py
 from matplotlib.figure import Figure
 
 from kit import processes
@@ -135,7 +141,8 @@ def save_loss_plot(path: Path, curves: dict[str, Path]) -> Path:
             remedy = "delete it: only the curve is lost"
             logs[model] = read_table(file, ("step",), remedy)
             with reading(file, remedy):
-                logs[model] = logs[model].astype(float)
+                drawn = [name for name in logs[model] if name == "step" or name.endswith("loss")]
+                logs[model] = logs[model][drawn].astype(float)
     lines = [
         (model, name, log) for model, log in logs.items() for name in log if name.endswith("loss")
     ]

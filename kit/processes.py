@@ -19,10 +19,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.base import LOST, RANK, PeerLost, UserError, say
+from kit.base import COUNT, LOST, RANK, PeerLost, UserError, count_of, one_line, say
 
-COUNT = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's, as RANK
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # on this machine
+LOCAL_RANK = count_of("LOCAL_RANK", 0)  # of this process on this machine
 TIMEOUT = timedelta(days=1)  # of a wait for others, who may be fetching 39 GB
 
 
@@ -59,7 +58,11 @@ def join(device: torch.device) -> None:
     nccl = device.type == "cuda" and dist.is_nccl_available()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
+    except ValueError as error:
+        wrong = f"WORLD_SIZE in the environment says {COUNT} processes"
+        raise UserError(f"{wrong}, but torchrun has started none ({one_line(error)})") from None
     signal.signal(signal.SIGTERM, stopped)  # torchrun sends it to all as soon as one has ended
     if nccl:
         end_when_stuck()

@@ -20,7 +20,7 @@ import torch
 from kit import base, locks, processes
 from kit.base import Progress, UserError, load_tensors, not_finite, reading, say
 from kit.captions import Captions
-from kit.datasets import readable, settle_classes, typed_dataset
+from kit.datasets import DIGITS, readable, settle_classes, typed_dataset
 from kit.flags import Config, plain
 from kit.images import load_dataset
 
@@ -84,8 +84,10 @@ class Run:
             for name, kind in known.items():
                 if not isinstance(checkpoint[name], kind):
                     raise ValueError(f"its {name} is a {type(checkpoint[name]).__name__}")
-            for name in ("script", "dataset", "train_steps"):
-                checkpoint["config"][name]  # KeyError if it lacks
+            needed = "script", "dataset", "train_steps", "parameters"
+            check_types(checkpoint["config"], *needed)
+            if not 0 <= checkpoint["step"] <= checkpoint["config"]["train_steps"]:
+                raise ValueError(f"its step is {checkpoint['step']}")
             return checkpoint
 
     def take_over_choices(self) -> None:
@@ -120,6 +122,8 @@ class Run:
                 old, new = (textwrap.shorten(str(x), 60, placeholder=" ...") for x in (old, value))
                 wrong = f"{self.last} has {name} {old}, not {new}"
                 how = "the same flags go on, another --out keeps both (or --fresh)"
+                if name == "text_encoder_crc32":
+                    how = "--clip FILE with the one that it was trained with goes on"
                 raise UserError(f"{wrong}; {how}")
 
     def check_model(self, model: torch.nn.Module) -> None:
@@ -287,14 +291,15 @@ class Run:
     def make_room(self) -> None:
         """Move an earlier run aside; delete samples that other flags have drawn."""
         if not self.step and (self.last.exists() or self.images.exists()):
-            aside = self.folder.with_name(f".{self.folder.name}_{time.time():.0f}")
+            aside = self.folder.with_name(f".{self.folder.name}_{time.time():.2f}")
             with base.writing(aside):
                 self.folder.rename(aside)
             say(f"the earlier run is now in {aside}")
         if self.folder.exists() and not self.drawn_alike():
             drawn = [path for path in self.images.glob("samples_*") if is_sample_file(path)]
-            for path in [*drawn, self.images / "samples.png", self.metrics / "performance.csv"]:
-                path.unlink(missing_ok=True)
+            with base.writing(self.folder):
+                for path in [*drawn, self.metrics / "performance.csv"]:
+                    path.unlink(missing_ok=True)
 
     def steps(self, **modules):
         """Yield the number of each step still to do, from 0.
@@ -329,7 +334,7 @@ class Run:
                 if due or ending:
                     self.save_checkpoint(modules, rows)
                     saved = time.perf_counter()
-                if ending:
+                if ending or (alone and signals):  # it may have come while this was saved
                     bar.close()
                     say(f"{self.folder}: saved at step {self.step} of {total}")
                     base.raise_terminated((*signals, base.signal.SIGINT)[0])
@@ -354,8 +359,8 @@ class Run:
     def diverged(self, what: str) -> None:
         """UserError with a remedy."""
         slower = f"--fresh with --lr {self.config.lr / 3:g}"
-        kept = f"the last good checkpoint stays at {self.last}" if self.last.exists() else "none"
-        raise UserError(f"{what} at step {self.step}; try {slower} ({kept})")
+        kept = f" (the last good checkpoint stays at {self.last})" if self.last.exists() else ""
+        raise UserError(f"{what} at step {self.step}; try {slower}{kept}")
 
     def earlier_losses(self) -> list[dict]:
         """The rows of loss.csv up to the checkpoint, as they were written."""
@@ -365,8 +370,10 @@ class Run:
             return []
         table = base.read_table(path, ("step", "images_per_second"), remedy, dtype=str)
         with reading(path, remedy):
-            table = table.apply(lambda column: column.str.replace(",", "."))  # of a spreadsheet
-            steps = table.astype(float)["step"]
+            numbers = [name for name in table if "loss" in name or "per_second" in name]
+            for name in numbers:  # of a spreadsheet
+                table[name] = table[name].str.replace(",", ".")
+            steps = table[["step", *numbers]].astype(float)["step"]
             table["step"] = steps.astype(int).astype(str)
             if (steps.diff()[1:] <= 0).any():
                 raise ValueError("its steps do not rise")
@@ -475,22 +482,53 @@ def git_revision() -> str | None:
     return done.stdout.decode("utf-8", "replace").strip()[:80] or None
 
 
+NUMBER, TEXT = (int, float), (str, type(None))
+KINDS = {  # what config.json holds, as far as others rely on it
+    "script": str, "dataset": str, "train_steps": int, "seed": int, "classes": list,
+    "batch_size": int, "parameters": int, "image_count": int, "sample_steps": int, "eta": NUMBER,
+    "contrast": NUMBER, "scale": NUMBER, "family": str, "description": str, "data_source": str,
+    "text_encoder": TEXT, "text_encoder_crc32": (int, type(None)), "attributes": dict,
+    "interval": (list, type(None)), "has_text": bool, "has_guidance": bool, "sampler": TEXT,
+    "lr": NUMBER, "pictures": (int, type(None)), "per_class": (int, type(None)),
+    "emnist_split": TEXT, "widths": list,
+}  # fmt: skip
+
+
+def check_types(config: dict, *needed: str) -> None:
+    """KeyError, ValueError for a config.json in which something is missing or of another type."""
+    for name in ("classes", "seed", *needed):
+        config[name]
+    for name, kind in KINDS.items():
+        value = config.get(name)
+        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        if name in config and wrong:
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
+    classes, interval = config["classes"], config.get("interval")
+    if not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes are {str(classes)[:40]}")
+    if config.get("dataset") == "mnist" and classes != DIGITS:
+        raise ValueError(f"classes are {str(classes)[:40]}, not MNIST's")
+    if interval is not None and len(interval) != 2:
+        raise ValueError(f"interval is {interval}")
+    for name, words in config.get("attributes", {}).items():
+        values = [*words.values()] if isinstance(words, dict) else []
+        if len(values) != 2 or not all(isinstance(value, NUMBER) for value in values):
+            raise ValueError(f"the attribute {name} is {str(words)[:40]}")
+
+
 def read_config(folder: Path) -> dict:
     """A run's config.json; UserError if it is missing or damaged."""
     path = folder / "config.json"
     with reading(path, "give its script's command again, which mends it and trains nothing"):
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        classes, seed = config["classes"], config["seed"]
-        if not classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError(f"classes are {str(classes)[:40]}")
-        if not isinstance(seed, int):
-            raise ValueError(f"seed is {seed!r}")
+        check_types(config)
         return config
 
 
 # ── Its sample files, by name ──
 
-SAMPLE_FILE = re.compile(r"samples(_heldout|_attributes)?_w(\d+\.?\d*)(_throughout)?\.npz")
+SCALE = r"\d+(?:\.\d+)?(?:e-?\d+)?"  # as Python writes a number
+SAMPLE_FILE = re.compile(rf"samples(_heldout|_attributes)?_w({SCALE})(_throughout)?\.npz")
 
 
 def is_sample_file(path: Path) -> bool:
@@ -505,7 +543,7 @@ def sample_files_in(folder: Path, kind: str = "") -> list[Path]:
     """
     found = []
     for path in sorted((folder / "images").glob("samples*.npz")):
-        name = SAMPLE_FILE.fullmatch(path.name)
+        name = SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         if name is None and not kind:
             base.say_once(f"left out: {path}, which no script has named so")
         elif name and (name[1] or "").strip("_") == kind:

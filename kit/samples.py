@@ -153,6 +153,8 @@ def save_samples(run: Run, draw) -> None:
     All processes draw, the first one writes.
     """
     rows, files = processes.from_first(lambda: missing_files(run))
+    if files and processes.RANK == 0:  # a picture of others would pass for one of these
+        (run.images / "samples.png").unlink(missing_ok=True)
     for file in files:
         arrays = prompts_of(run, file.kind, file.n)
         throughout = file.path.stem.endswith(THROUGHOUT)
@@ -206,16 +208,19 @@ def load_samples(path: Path, classes: int = 2**31, remedy: str = DRAWN_ANEW):
         least, most = labels.min(), labels.max()
         if not (0 <= least <= most < classes or least == most == -1):
             raise ValueError(f"labels go from {least} to {most}, not from 0 to {classes - 1}")
-    return images, labels, prompts
+    return images, labels.astype(np.int64), prompts
 
 
 def load_asked(path: Path, attributes: int) -> np.ndarray:
     """Of a sample file: what was asked of each attribute, -1, 0 or 1, int8 (N, attributes)."""
     with reading(path, DRAWN_ANEW):
         asked, labels = load_arrays(path, "asked", "labels").values()
-        if asked.shape != (len(labels), attributes) or not np.isin(asked, (-1, 0, 1)).all():
-            raise ValueError(f"asked is {asked.shape}, not -1, 0, 1 ({len(labels)}, {attributes})")
-    return asked
+        if asked.dtype.kind != "i" or asked.shape != (len(labels), attributes):
+            wanted = f"not int8 ({len(labels)}, {attributes})"
+            raise ValueError(f"asked is {asked.dtype} {asked.shape}, {wanted}")
+        if {*map(tuple, asked.tolist())} != {*combinations(attributes)}:
+            raise ValueError("asked holds other combinations than there are")
+    return asked.astype(np.int8)
 
 
 # ── What they cost ──
@@ -257,7 +262,7 @@ def training_seconds(run: Run) -> float:
     remedy = "delete it: only the curve is lost"
     log = read_table(path, columns, remedy)
     with reading(path, remedy):
-        log = log.astype(float)
+        log = log[[*columns]].astype(float)
         images = log["step"].diff().fillna(log["step"]) * run.config.batch_size
         return float((images / log["images_per_second"]).sum()) or math.nan
 

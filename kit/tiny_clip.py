@@ -57,7 +57,8 @@ def load_tiny(config, device: torch.device) -> Clip:
     file = tiny_path(config)
     if not file.is_file():
         made = make_once(file, "CLIP", lambda: make(file, config, device, STEPS, 0))
-        say(f"CLIP: {made}")
+        if made:  # not by another process
+            say(f"CLIP: {made}")
     return check_learned(Clip("tiny", file, device), file, config)
 
 

@@ -250,7 +250,7 @@ def test_the_table_of_obedience_has_floors_and_the_spread_over_seeds():
 def test_a_sample_file_without_what_was_asked_is_one_line(tmp_path):
     path = tmp_path / "samples_attributes_w1.0.npz"
     np.savez(path, labels=np.zeros(4, np.int64), asked=np.full((4, 2), 7))
-    with pytest.raises(UserError, match="asked is"):
+    with pytest.raises(UserError, match="asked holds"):
         samples.load_asked(path, 2)
     np.savez(path, labels=np.zeros(4, np.int64))
     with pytest.raises(UserError, match="move it away and give its script"):

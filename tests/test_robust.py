@@ -491,7 +491,7 @@ CHECKPOINTS = {  # what is done to a checkpoint -> words of the line
     "no step": (lambda x: x.pop("step"), "it lacks 'step'"),
     "no random state": (lambda x: x.pop("rng"), "it lacks 'rng'"),
     "no ema": (lambda x: x.pop("ema"), "it lacks 'ema'"),
-    "an empty config": (lambda x: x.update(config={}), "it lacks 'script'"),
+    "an empty config": (lambda x: x.update(config={}), "it lacks 'classes'"),
     "no config": (lambda x: x.update(config=None), "config is a NoneType"),
     "text for the step": (lambda x: x.update(step="forty"), "step is a str"),
     "a weight is NaN": (

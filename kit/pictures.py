@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import re
+import sys
 import textwrap
 import unicodedata
 import zlib
@@ -14,9 +15,16 @@ import numpy as np
 
 try:
     import matplotlib
-except Exception:  # a matplotlibrc, or an MPLBACKEND, that it cannot read
+except Exception:  # there is a matplotlibrc, or an MPLBACKEND, that it cannot read
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        if str(getattr(sys.modules[name], "__file__", "")).endswith(".py"):
+            del sys.modules[name]
+    here = os.getcwd()
     os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
+    os.chdir(os.path.dirname(__file__))  # where there is none
     import matplotlib
+
+    os.chdir(here)
 from matplotlib import font_manager
 from matplotlib.colors import PowerNorm  # noqa: F401 for compare.py
 from matplotlib.figure import Figure

@@ -127,6 +127,16 @@ def test_a_dead_network_is_noticed_within_15_seconds(offline, capfd):
     assert "tiny CLIP" in capfd.readouterr().err
 
 
+def test_damage_inside_openais_own_format_is_noticed(openai_files, tmp_path):
+    """torch.jit.load() compares no checksums."""
+    content = bytearray((openai_files / "jit.pt").read_bytes())
+    for i in range(8):
+        content[len(content) // 2 + i] ^= 255
+    (tmp_path / "my.pt").write_bytes(content)
+    with pytest.raises(base.UserError, match="in it is damaged"):
+        openai_clip.Clip("my.pt", tmp_path / "my.pt", CPU)
+
+
 def test_a_damaged_checkpoint_and_an_unknown_name(tmp_path):
     (tmp_path / "cut.pt").write_bytes((base.ROOT / "assets/tiny_clip.pt").read_bytes()[:100_000])
     for name in (str(tmp_path / "cut.pt"), "ViT-Z/9", str(base.ROOT / "README.md")):

@@ -56,6 +56,24 @@ def settled(place, tmp_path):
 # ── What lies there ──
 
 
+def test_folders_of_tools_hold_no_pictures_to_learn_from(tmp_path):
+    names = "cat/a.png", "cat/.ipynb_checkpoints/a.png", "dog/b.png", "dog/@eaDir/b.png"
+    for name in (*names, "dog/sub/__MACOSX/._b.png", "dog/sub/c.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = folder.listing(tmp_path).items()
+    found = {name: [path.name for path in paths] for name, paths in found}
+    assert found == {"cat": ["a.png"], "dog": ["b.png", "c.png"]}
+
+
+def test_what_a_run_writes_does_not_lie_among_its_pictures(here, tmp_path):
+    (tmp_path / "cat").mkdir()
+    for flags in ("--dataset .", f"--dataset {tmp_path} --out {tmp_path.parent}/x"):
+        done = here(f"a4_full.py {flags}", tmp_path, check=2)
+        assert "lies in the folder of the pictures" in done.stderr
+
+
 def test_names_become_words_and_every_tenth_picture_is_held_out(fonts, tmp_path, capfd):
     config = settled(fonts, tmp_path)
     assert (config.dataset, config.classes) == ("font letters", ["z", "big a"])

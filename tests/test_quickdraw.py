@@ -217,6 +217,9 @@ FOREIGN = {
     "a header that stops half-way": npy(doodles("cat"))[:40],
     "another shape": npy(np.zeros((9, 100), np.uint8)),
     "a pickle": b"\x80\x04\x95",
+    "no drawings": npy(np.zeros((0, 784), np.uint8)),
+    "less than none": npy(np.zeros((9, 784), np.uint8), shape="(-5, 784)"),
+    "a header without an end": npy(np.zeros((9, 784), np.uint8), shape="(9, 784"),
 }
 
 

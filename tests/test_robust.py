@@ -17,6 +17,7 @@ import time
 import warnings
 from pathlib import Path
 
+import filelock
 import matplotlib
 import numpy as np
 import pytest
@@ -97,6 +98,57 @@ def test_a_signal_finishes_the_step_saves_and_the_next_run_goes_on(
     ]
     for path in (run_folder(finished) / "images").glob("*.npz"):
         assert (run_folder(tmp_path) / "images" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_signal_while_the_last_checkpoint_is_saved_is_not_lost(here, tmp_path, monkeypatch):
+    true_save = base.save_file
+
+    def save_file(path, write):
+        if path.name == "last.pt":
+            os.kill(os.getpid(), signal.SIGTERM)
+        true_save(path, write)
+
+    monkeypatch.setattr(base, "save_file", save_file)
+    assert "saved at step 3 of 3" in here(SMALL, tmp_path, check=143).stderr
+    monkeypatch.undo()
+    assert not (run_folder(tmp_path) / "images").exists()
+
+
+def test_pictures_of_earlier_samples_do_not_pass_for_those_of_new_ones(copy, here, monkeypatch):
+    true_picture = pictures.save_prompts_picture
+    monkeypatch.setattr(pictures, "save_prompts_picture", stop)
+    here(f"{TINY},3,4", copy, check=130)
+    monkeypatch.setattr(pictures, "save_prompts_picture", true_picture)
+    assert "complete" not in here(f"{TINY},3,4", copy).stderr
+    assert "complete" in here(f"{TINY},3,4", copy).stderr
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lacking", ["rng", "optimizer", "schedule", "step", "key"])
+def test_a_half_written_training_is_begun_anew_as_if_there_was_none(tmp_path, lacking):
+    def modules():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=4)
+        return {"model": model, "optimizer": optimizer, "schedule": schedule}
+
+    first = modules()
+    with torch.no_grad():
+        first["model"].weight.add_(1)
+    locks.Halfway(tmp_path / "a.pt", "key", **first).save(2)
+    assert locks.Halfway(tmp_path / "a.pt", "key", **modules()).step == 2
+    assert locks.Halfway(tmp_path / "a.pt", "another", **modules()).step == 0
+    state = torch.load(tmp_path / ".a.pt.halfway", weights_only=True)
+    del state[lacking]
+    torch.save(state, tmp_path / ".a.pt.halfway")
+    fresh, second = modules(), modules()
+    assert locks.Halfway(tmp_path / "a.pt", "key", **second).step == 0
+    assert torch.equal(second["model"].weight, fresh["model"].weight)
+    assert second["schedule"].state_dict() == fresh["schedule"].state_dict()
 
 
 def test_a_gan_goes_on_after_a_signal_too(here, tmp_path, monkeypatch):
@@ -262,6 +314,43 @@ def test_a_killed_process_holds_nothing(tmp_path, other_process):
     locks.release(tmp_path / "run")
 
 
+def test_what_another_account_holds_is_held(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    assert locks.hold(tmp_path / "run"), "no lock at all: nobody can hold it"
+    (tmp_path / ".run.lock").touch()
+    assert not locks.hold(tmp_path / "run") and locks.holder(tmp_path / "run")
+
+
+def test_a_run_that_is_drawn_anew_while_it_is_measured_is_not_mixed(again, here, monkeypatch):
+    path = run_folder(again) / "images" / "samples_w1.0.npz"
+    before = contents(run_folder(again) / "metrics")
+    true_look, looked = evaluate.Evaluator.look, []
+
+    def look(self, *args):
+        looked.append(1)
+        if len(looked) == 2:
+            images, labels, prompts = samples.load_samples(path)
+            base.save_arrays(path, {"images": 255 - images, "labels": labels, "prompts": prompts})
+        return true_look(self, *args)
+
+    monkeypatch.setattr(evaluate.Evaluator, "look", look)
+    only_error(here(MEASURE, again, check=2), "was drawn anew meanwhile; give this command again")
+    after = contents(run_folder(again) / "metrics")
+    assert all(after[x] == before[x] for x in before if x.suffix == ".csv")
+
+
+def test_of_processes_the_environment_may_say_anything(monkeypatch):
+    for text, expected in (("", 1), ("abc", 1), ("-3", 1), ("4", 4), (" 2", 1)):
+        monkeypatch.setenv("WORLD_SIZE", text)
+        assert base.count_of("WORLD_SIZE", 1) == expected
+    env = os.environ | {"RANK": "1", "WORLD_SIZE": "", "PYTHONPATH": str(base.ROOT)}
+    line = [sys.executable, "-c", "from kit import base; print(base.RANK, base.COUNT)"]
+    assert subprocess.run(line, env=env, capture_output=True, text=True).stdout == "0 1\n"
+
+
 def test_many_writers_of_one_file_and_its_readers_see_whole_ones(tmp_path):
     path, wrong = tmp_path / "file", []
 
@@ -357,6 +446,43 @@ def test_measures_saved_by_a_spreadsheet_are_read(again, here, kind):
     for path in (run_folder(again) / "metrics").glob("*.csv"):
         path.write_bytes(saved_again(path.read_text(), **SPREADSHEETS[kind]))
     assert "measuring" not in here("compare.py", again).stderr
+
+
+def test_other_habits_of_spreadsheets(tmp_path):
+    path, texts = tmp_path / "a.csv", (
+        'sep=;\nstep;loss\n20;1,5\n', 'step,loss\n20,"1,5"\n', "step,loss\r20,1.5\r",
+        "step, loss\n20, 1.5\n", "step,loss,,\n20,1.5,,\n", "step,loss,notes\n20,1.5,good\n",
+    )  # fmt: skip
+    for text in texts:
+        path.write_bytes(text.encode())
+        table = base.read_table(path, ("step", "loss"), "")
+        assert float(table["loss"][0]) == 1.5 and float(table["step"][0]) == 20, text
+        assert not [name for name in table if name.startswith("Unnamed")]
+
+
+def test_a_doubled_row_is_no_second_seed(again, here):
+    path = run_folder(again) / "metrics" / "performance.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]]))
+    here("compare.py", again)
+    assert "± 0" not in (again / "results/mnist/compare/report.md").read_text("utf-8")
+
+
+def test_what_is_kept_is_made_anew_where_it_was_edited(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"values": np.arange(9)}
+
+    for _ in range(2):
+        assert base.kept(tmp_path, "x", [np.zeros(3)], compute)["values"].sum() == 36
+    assert len(calls) == 1
+    (path,) = tmp_path.glob("x_*.npz")
+    for arrays in ({"values": np.arange(3)}, {"other": np.arange(9)}, {}):
+        base.save_arrays(path, arrays | {"crc32": np.array(7)})
+        assert base.kept(tmp_path, "x", [np.zeros(3)], compute)["values"].sum() == 36
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("edit", ["lost", "cut", "text", "steps that fall", "no numbers"])
@@ -560,6 +686,32 @@ def test_a_lost_or_edited_config_is_mended_by_the_same_command(again, finished, 
         assert (run_folder(again) / "images" / name.name).read_bytes() == name.read_bytes()
 
 
+TYPES = {  # of config.json
+    "eta": "x", "contrast": None, "text_encoder_crc32": "x", "interval": [5], "attributes": "x",
+    "scale": "x", "classes": ["zero", "one"], "seed": True, "widths": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_choice_of_another_type_is_one_line_and_mended(again, here, name):
+    path = run_folder(again) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {name: TYPES[name]}))
+    for command in (MEASURE, "compare.py"):
+        only_error(here(command, again, check=2), "config.json cannot be read", name)
+    assert "training" not in here(TINY, again).stderr
+    assert json.loads(path.read_text())[name] == config[name]
+
+
+def test_files_beside_the_scripts_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    (tmp_path / "a5_mine.py").write_text("class Config(common.Config):\n")
+    (tmp_path / "._a5_mine.py").write_bytes(b"\0\x05\xff")
+    (tmp_path / "gbk.py").write_bytes("# 数据".encode("gbk"))
+    (tmp_path / "old.py").mkdir()
+    assert compare.scripts_here() == ["a5_mine"]
+
+
 # ── 4. A user's own file ──
 
 
@@ -729,6 +881,18 @@ def test_a_users_matplotlibrc_changes_nothing(again, here):
     assert picture.read_bytes() == before and figure.read_bytes() == speed
 
 
+@pytest.mark.parametrize("name", ["matplotlibrc", "MPLBACKEND"])
+def test_settings_that_matplotlib_cannot_read(tmp_path, name):
+    (tmp_path / "matplotlibrc").write_bytes("# 数据\nfont.size: 40\n".encode("gbk"))
+    env = os.environ | {"PYTHONPATH": str(base.ROOT)}
+    if name == "MPLBACKEND":
+        (tmp_path / "matplotlibrc").unlink()
+        env["MPLBACKEND"] = "nonsense"
+    line = [sys.executable, "-c", "from kit import pictures; print(pictures.drawable('7'))"]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "7\n" and "Traceback" not in done.stderr, done.stderr
+
+
 def test_results_moved_elsewhere_with_a_clip_of_ones_own(here, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
@@ -770,6 +934,14 @@ def test_a_weight_that_is_no_number_is_never_saved(here, tmp_path, monkeypatch):
     assert "--fresh with --lr 0.00166667" in line and "the last good checkpoint stays at" in line
     state = torch.load(run_folder(tmp_path) / "checkpoints/last.pt", weights_only=True)
     assert state["step"] == 20 and not run.not_finite(state["model"])
+
+
+def test_a_clip_with_a_weight_that_is_no_number_is_named(here, tmp_path):
+    state = torch.load(tiny_clip.EMBEDDED, weights_only=True)
+    state["text_projection"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "my.pt")
+    line = only_error(here("a4_full.py --clip my.pt --train-steps 2", tmp_path, check=2), "my.pt")
+    assert "text_projection holds numbers that are none" in line
 
 
 # ── 8. Prompts ──

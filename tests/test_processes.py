@@ -177,6 +177,7 @@ def test_a_process_that_waits_for_its_gpu_is_ended_all_the_same(offline_env):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", STUCK], env=env, text=True, **pipes)
     assert process.stdout.readline() == "stuck\n"
+    time.sleep(1)  # until it is in the C function
     process.terminate()
     try:
         _, errors = process.communicate(timeout=20)

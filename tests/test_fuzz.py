@@ -24,7 +24,8 @@ COMMANDS = *SCRIPTS, "evaluate", "compare", "kit.tiny_clip", "kit.judge"
 SMALL = {"train_steps": 1, "samples": 4, "sample_steps": 1, "n": 4, "batch_size": 4}
 FOLDERS = "results", "out", "a b", "结果", "deep/er", "notes.txt/x", ".", "x,y"
 NUMBERS = "-1", "0", "1", "2", "3", "0.5", "1e-5", "1e309", "nan", "-inf", "1e9", "8", "016", "+2"
-NUMBERS += "½", "٣", "1_000", "0x10", "1,2", "8,16", "16,16,16", "", " ", "1;2", "seven", "350,700"
+NUMBERS += "½", "٣", "1_000", "0x10", "1,2", "8,16", "16,16,16", "", " ", "1;2", "seven"
+NUMBERS += ("350,700",)
 TEXTS = (
     "seven",
     "a thick seven leaning left",

@@ -79,9 +79,9 @@ def drawable(text: str) -> str:
     text = " ".join(text.split())
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} …"
-    known, signs = set().union(*(signs for _, signs in fonts())), []
+    signs = []
     for sign in text:
-        there = ord(sign) in known and sign.isprintable()
+        there = sign.isprintable() and any(ord(sign) in known for _, known in fonts())
         signs.append(sign if there else sign.encode("unicode_escape").decode())
     return "".join(signs)
 

@@ -201,6 +201,7 @@ class Config(DataConfig):
     family = "diffusion"
     sampler = "SDE-DPM-Solver++(2M)"  # what another one has drawn is drawn again
     film = "x_t, from noise (t = 1000) to the image (t = 0)"  # what denoising.png shows
+    reconstructs = False  # whether it gives an image back, as an autoencoder does
     prompt, n, clip = None, 16, "auto"
     scale, scales, interval = 1.0, (1.0,), None
     sample_steps = 1

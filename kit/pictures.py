@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
 try:
     import matplotlib
@@ -32,8 +33,15 @@ from matplotlib.figure import Figure
 from kit import processes
 from kit.base import read_table, reading, save_file, say, tell
 from kit.captions import combinations, words_of
-from kit.datasets import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words, data_kind, names_a_class
-from kit.images import to_pixels
+from kit.datasets import (
+    HELDOUT_TEMPLATES,
+    TRAIN_TEMPLATES,
+    class_words,
+    data_kind,
+    names_a_class,
+    phrasings,
+)
+from kit.images import load_dataset, to_images, to_pixels
 from kit.run import Run
 from kit.samples import draw_all, generators_of, heldout_scale, load_samples, save_samples
 
@@ -181,11 +189,12 @@ def with_scale(text: str, guidance: bool, scale: float) -> str:
 # ── What a script leaves ──
 
 
-def save_outputs(run: Run, draw) -> None:
+def save_outputs(run: Run, draw, reconstruct=None) -> None:
     """All that a run leaves beside its checkpoint; with --prompt, one picture.
 
     draw(prompts, scale, generators, film) -> images (n, 1, 28, 28) in [-1, 1]; film, a list, is
-    given (title, images) of each moment that denoising.png shows.
+    given (title, images) of each moment that denoising.png shows. reconstruct(images, prompts) ->
+    the same images as an autoencoder gives them back.
     """
     if run.config.prompt is not None:
         if processes.RANK == 0:
@@ -200,6 +209,8 @@ def save_outputs(run: Run, draw) -> None:
         if run.config.has_text:
             save_prompts_picture(run, draw)
         save_film(run, draw)
+        if reconstruct is not None:
+            save_reconstructions(run, reconstruct)
         losses = {run.config.script: run.metrics / "loss.csv"}
         save_loss_plot(run.folder / "plots" / "loss.png", losses)
         save_samples_picture(run)
@@ -279,6 +290,25 @@ def save_film(run: Run, draw) -> None:
     frames = np.stack([to_pixels(film[i][1]) for i in moments], 1)  # (6, moments, 28, 28)
     strip = frames.reshape(-1, *frames.shape[2:])
     save_grid(run.images / "denoising.png", strip, len(titles), config.film, titles, prompts)
+
+
+def save_reconstructions(run: Run, reconstruct) -> None:
+    """reconstructions.png: held-out images, two of each class or one, and what comes back."""
+    names = run.config.classes
+    pixels, labels, _ = load_dataset(run.config, "test")
+    shown = shown_classes(len(names), len(pixels))
+    each = 2 if len(shown) <= 13 else 1
+    found = [(labels == label).nonzero()[:each, 0] for label in shown.tolist()]
+    chosen = torch.cat(found)
+    texts = phrasings(run.config, TRAIN_TEMPLATES)
+    prompts = [texts[label][0] for label in labels[chosen].tolist()]
+    images = reconstruct(to_images(pixels[chosen]).to(run.device), prompts)
+    strip = np.concatenate([pixels[chosen].numpy(), to_pixels(images)])
+    titles = [names[label] for label in labels[chosen].tolist()]
+    captions = "held-out images", "through z and back"
+    title = f"{run.config.script}: the autoencoder's half"
+    path = run.images / "reconstructions.png"
+    save_grid(path, strip, len(chosen), title, titles, captions, inches=0.35)
 
 
 def save_samples_picture(run: Run) -> None:

@@ -293,6 +293,7 @@ def complete(run: Run) -> bool:
 def has_all(run: Run) -> bool:
     names = ["images/samples.png", "images/denoising.png", "plots/loss.png"]
     names += ["images/prompts.png"] if run.config.has_text else []
+    names += ["images/reconstructions.png"] if run.config.reconstructs else []
     names += ["metrics/performance.csv"]
     paths = [run.folder / name for name in names] + [file.path for file in sample_files(run)]
     trained = run.step == run.config.train_steps

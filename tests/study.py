@@ -1,7 +1,7 @@
 """The study behind the tables of docs/results.md: every script, its seeds, and five variants.
 
 Commands  python tests/study.py                   all that is missing; takes hours, can be stopped
-          python tests/study.py --publish         the rows -> the tables of the pages, and the pictures
+          python tests/study.py --publish         its tables and pictures, into docs/ and assets/
 Writes    after each run its rows into docs/results/study.csv and asked.csv (with --commit, to git
           too); runs under results/study/
 Again     a run is not made again if its rows are there for the same settings and code
@@ -71,6 +71,8 @@ STUDIES = {
 @dataclass
 class Config(Flags):
     studies: list[str] = flag((), f"which: {', '.join(STUDIES)} (all)", use="positional")
+    scripts: list[str] | None = flag(None, "of these alone")
+    seeds: list[int] | None = flag(None, "of these alone", 0)
     publish: bool = flag(False, "write tables and pictures of what is measured, and run nothing")
     commit: bool = flag(False, "commit the rows of each run")
 
@@ -169,9 +171,9 @@ def code_of(path: Path) -> str:
     """Its syntax tree as text, without docstrings: comments and words change nothing."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and ast.get_docstring(node, False) is not None:
-            del body[0]
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node, False) is not None:
+            del node.body[0]
     return ast.dump(tree)
 
 
@@ -219,7 +221,12 @@ def main(argv: list[str] | None = None) -> None:
         return
     for name in config.studies or STUDIES:
         study = STUDIES[name]
-        for task in [Task(name, script, seed) for seed in study.seeds for script in study.scripts]:
+        tasks = [Task(name, script, seed) for seed in study.seeds for script in study.scripts]
+        for task in tasks:
+            if task.script not in (config.scripts or study.scripts):
+                continue
+            if task.seed not in (config.seeds or study.seeds):
+                continue
             what = f"{name}, {task.script}, seed {task.seed}"
             if there(task):
                 say(f"{what}: its rows are there")

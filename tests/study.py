@@ -201,7 +201,7 @@ def save(name: str, rows: pd.DataFrame, task: Task) -> None:
         same = (table["study"] == task.name) & (table["seed"] == task.seed)
         table = table[~(same & (table[who] == task.script))]
     table = pd.concat([table, rows]).sort_values(["study", "seed"], kind="stable")
-    save_table(RESULTS / f"{name}.csv", table.to_dict("records"), "%.6g")
+    save_table(RESULTS / f"{name}.csv", table.to_dict("records"), "%.10g")
 
 
 def there(task: Task) -> bool:

@@ -85,7 +85,9 @@ def value(text):
 def rounds_to(number, digits, unit):
     wanted, decimals = value(digits), len(digits.partition(".")[2].partition("e")[0])
     half = 0 if "e" in digits else 0.5 * 10**-decimals
-    return any(abs(number * k - wanted) <= half + 1e-9 for k in FACTORS[unit])
+    is_share = 0 < abs(number) < 1 and digits.isdigit()  # never printed as 0 or 1
+    factors = [k for k in FACTORS[unit] if k > 1 or not is_share]
+    return any(abs(number * k - wanted) <= half + 1e-9 for k in factors)
 
 
 @functools.cache
@@ -176,13 +178,15 @@ def faults(text):
         if not mark:
             continue
         files = [read(name) for name in mark[1].split(", ")]
+        named = mark[2].split(", ") if mark[2] else []
+        in_file = {*files[0][0]}.union(*(row.values() for row in files[0]))
+        bad += [f"{mark[1]} has no {label}" for label in named if label not in in_file]
         for cells in table:
             for j, cell in enumerate(cells):
                 if numbers(cell):
                     rows = [rows_for(every, mark[2], header, cells, j) for every in files]
-                    columns = (mark[2] or "").split(", ") if j else []
-                    if {*columns} <= {*files[0][0]} and columns:
-                        fine = in_order(cell, rows[0], columns)
+                    if j and named and {*named} <= {*files[0][0]}:
+                        fine = in_order(cell, rows[0], named)
                     else:
                         fine = anywhere(cell, [part for part in rows if part])
                     bad += [f"{mark[1]}: {cells[0]}: {cell}"] * (not fine)

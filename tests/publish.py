@@ -177,6 +177,48 @@ def read(name: str, study: str) -> pd.DataFrame:
     return table[table["study"] == study]
 
 
+# ── Sentences ──
+
+SAID = re.compile(
+    r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S
+)
+NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*(?:\.\d+)?)( ?%)?(?![\w.,]*\d)")
+
+
+def values(names: list[str]) -> np.ndarray:
+    """Means and deviations over seeds of what was measured of these scripts in these studies."""
+    found = []
+    for table, groups in {
+        "study": [["model", "phrasings", "scale"]],
+        "asked": [["model", "scale", "kind"], ["model", "scale", "asked"]],
+    }.items():
+        rows = pd.read_csv(RESULTS / f"{table}.csv")
+        who = rows["model"].str.split(", ").str[0].str.replace("real images", "real")
+        rows = rows[rows["study"].isin(names) & who.isin(names)]
+        for group in groups:
+            seeds = rows.groupby([*group, "study", "seed"], dropna=False).mean(numeric_only=True)
+            over = seeds.groupby([*group, "study"], dropna=False)
+            found += [over.mean().to_numpy().flatten(), over.std().to_numpy().flatten()]
+    found = np.concatenate(found) if found else np.zeros(0)
+    return np.abs(found[np.isfinite(found)])
+
+
+def unfounded(text: str) -> list[str]:
+    """The numbers with a point or a % in sentences after "<!-- from the study: ... -->" that are
+    no rounding of what was measured of the scripts and studies that are named there.
+    """
+    wrong = []
+    for match in SAID.finditer(text):
+        known = values(match[1].split())
+        for number in NUMBER.finditer(re.sub(r"`[^`]*`|\]\([^)]*\)", "", match[2])):
+            digits, percent = number[1].replace(",", ""), bool(number[2])
+            if percent or "." in digits:
+                half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
+                if not (np.abs(known * (100 if percent else 1) - float(digits)) <= half).any():
+                    wrong.append(f"{number[0]} in: {match[2][:60]}")
+    return wrong
+
+
 # ── Pages ──
 
 MARKED = re.compile(r"(<!-- study: ([\w ]+?) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)

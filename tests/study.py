@@ -32,8 +32,10 @@ import compare
 import evaluate
 from kit.base import cli, save_table, say
 from kit.flags import Flags, flag, plain
+from kit.locks import alone
 
-PLACE, RESULTS = ROOT / "results" / "study", ROOT / "docs" / "results"
+PLACE, DATA = ROOT / "results" / "study", ROOT / "data"
+RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
 # What decides what is learned; what else a run needs (files, bars, messages) may change.
@@ -92,10 +94,10 @@ class Task:
         self.out = PLACE / self.name / f"seed{self.seed}"
         self.folder = self.out / self.dataset / self.script
         self.flags = [*self.study.flags.split(), "--seed", str(self.seed), "--out", str(self.out)]
-        self.data = ["--data-dir", str(ROOT / "data" / ("study" if self.study.embedded else ""))]
+        self.data = ["--data-dir", str(DATA / "study" if self.study.embedded else DATA)]
 
     def file(self) -> Path:
-        """The script: one of ours, or a0 with three lines changed."""
+        """The script: one of ours, or a0 with two lines changed."""
         if self.script != "a0_eps":
             return ROOT / f"{self.script}.py"
         text = (ROOT / "a0_uncond.py").read_text(encoding="utf-8")
@@ -235,7 +237,8 @@ def main(argv: list[str] | None = None) -> None:
             task.run()
             for table, rows in task.measure().items():
                 if len(rows):
-                    save(table, rows, task)
+                    with alone(PLACE / "rows", "the study's rows"):  # two may work on parts of it
+                        save(table, rows, task)
             if config.commit:
                 subprocess.run(["git", "add", RESULTS], cwd=ROOT, check=True)
                 message = f"Study: {what}"

@@ -18,6 +18,7 @@ import re
 import statistics
 from collections import defaultdict
 
+import publish
 import pytest
 from test_readme import ENGLISH, PAGES, PAIRS, ROOT, TEXTS
 
@@ -42,8 +43,6 @@ NOT_MEASURED = {
     ("run-folder.md", 0): "defaults: seconds between two checkpoints, numbers of images",
     ("troubleshooting.md", 0): "messages; a size of a download; formulas",
 }
-# Pages whose tables are written anew at the moment. Delete this when they are.
-NOT_YET = ("README.md", "README.zh-CN.md", "docs/results.md", "docs/zh-CN/results.md")
 
 
 def blocks(text):
@@ -233,11 +232,11 @@ def test_marked_tables_are_the_same_in_both_languages(english, chinese):
                 assert values[0] == values[1], f"{mark}: {cell} | {its_twin}"
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name not in NOT_YET])
+@pytest.mark.parametrize("name", PAGES)
 def test_every_table_of_measurements_names_its_file(name):
     measured = re.compile(r"\d\.\d|\d ?(?:%|秒|分钟|(?:s|min)\b)")
     page = name.split("/")[-1]
-    for i, (mark, rows) in enumerate(blocks(TEXTS[name])):
+    for i, (mark, rows) in enumerate(blocks(publish.MARKED.sub("", TEXTS[name]))):
         if not mark and (page, i) not in NOT_MEASURED:
             assert not [cell for row in rows for cell in row if measured.search(plain(cell))]
 
@@ -258,3 +257,24 @@ def test_a_changed_digit_is_found():
                         if not faults(f"{mark[0]}\n\n{lines}"):
                             missed.append(f"{mark[1]}: {cell} -> {other}")
     assert changed > 500 and len(missed) < 0.1 * changed, missed
+
+
+# ── The study ──
+
+
+@pytest.mark.parametrize("name", publish.PAGES)
+def test_the_tables_of_the_study_are_made_of_its_rows(name):
+    assert publish.filled(TEXTS[name], "zh-CN" in name) == TEXTS[name], "study.py --publish"
+
+
+@pytest.mark.parametrize("name", publish.PAGES)
+def test_sentences_about_the_study_have_its_numbers(name):
+    assert publish.unfounded(TEXTS[name]) == []
+
+
+def test_a_wrong_number_in_a_sentence_is_found():
+    of_a3 = publish.read("study", "mnist").query("model == 'a3_cfg' and phrasings != 'held out'")
+    fid = of_a3[of_a3["scale"] == 1]["fid"].mean()
+    text = "<!-- from the study: mnist a3_cfg -->\nThe FID of a3 is {:.3f}, 2,000 images."
+    assert publish.unfounded(text.format(fid)) == []
+    assert publish.unfounded(text.format(fid + 7)) != []

@@ -28,7 +28,7 @@ from kit.pictures import save_grid
 from kit.run import encode_once
 from kit.samples import draw_all, heldout_scale, prompts_of
 
-MODELS = "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan", "cvae"
+MODELS = "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 PROMPTS = (
     "a seven|a thick seven|a bold seven|a fat seven|a thin seven|a skinny seven|"
     "a seven leaning right|a slanted seven|a seven, thick and leaning left|a very thick seven|"

@@ -29,18 +29,19 @@ def test_the_reconstruction_loss_is_the_likelihood_of_the_pixels():
     assert abs(cvae.reconstruction_loss(logits, x) / wanted - 1) < 1e-5
 
 
-def test_the_kl_loss_is_the_divergence_from_standard_normal():
+def test_the_kl_loss_is_the_divergence_of_the_posterior_from_the_prior():
     torch.manual_seed(0)
-    mean, log_var = torch.randn(3, 5), torch.randn(3, 5)
-    q, p = Normal(mean, (log_var / 2).exp()), Normal(torch.zeros(5), torch.ones(5))
-    assert abs(cvae.kl_loss(mean, log_var) / (kl_divergence(q, p).sum() / 3) - 1) < 1e-5
-    assert cvae.kl_loss(torch.zeros(3, 5), torch.zeros(3, 5)) == 0
+    posterior, prior = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    q, p = (Normal(mean, (log_var / 2).exp()) for mean, log_var in (posterior, prior))
+    assert abs(cvae.kl_loss(posterior, prior) / (kl_divergence(q, p).sum() / 3) - 1) < 1e-5
+    assert abs(cvae.kl_loss(prior, prior)) < 1e-6
 
 
 def test_the_losses_are_float32_in_half_precision_too():
     logits, x = torch.zeros(2, 1, 28, 28, dtype=torch.bfloat16), torch.zeros(2, 1, 28, 28)
     assert cvae.reconstruction_loss(logits, x).dtype == torch.float32
-    assert cvae.kl_loss(logits[:, 0, 0], logits[:, 0, 0]).dtype == torch.float32
+    gaussian = logits[:, 0, 0], logits[:, 0, 0]
+    assert cvae.kl_loss(gaussian, gaussian).dtype == torch.float32
 
 
 def test_z_is_drawn_about_its_mean_with_its_deviation(monkeypatch):
@@ -56,9 +57,21 @@ def test_z_is_drawn_about_its_mean_with_its_deviation(monkeypatch):
 def test_the_reconstruction_teaches_the_encoder_through_z():
     model = random_model()
     x = torch.rand(4, 1, 28, 28)
-    logits, _, _ = model(x, unit(4))
+    logits, *_ = model(x, unit(4))
     cvae.reconstruction_loss(logits, x).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.encoder.parameters())
+    assert all(p.grad is None for p in model.prior.parameters())
+
+
+def test_the_prior_starts_as_standard_normal_and_moves_where_z_is_drawn():
+    torch.manual_seed(0)
+    model, noise, text = cvae.VAE(CONFIG, 8), torch.randn(3, CONFIG.z), unit(3)
+    assert all(x.abs().max() == 0 for x in model.prior(text))
+    assert (cvae.reparametrised(model.prior(text), noise) == noise).all()
+    one = cvae.sample(model, noise, noise, text)
+    with torch.no_grad():
+        model.prior.out.bias += 0.5
+    assert (cvae.sample(model, noise, noise, text) - one).abs().max() > 1e-3
 
 
 def test_both_halves_depend_on_the_text_and_the_image_on_z():
@@ -85,10 +98,10 @@ def test_the_walk_goes_from_the_sample_to_another_one():
     assert (images - cvae.sample(model, z, z_end, text)).abs().max() == 0
     assert not images.requires_grad
     assert len(film) == 11 and (film[0][1] - images).abs().max() < 1e-5
-    assert (film[-1][1] - cvae.sample(model, z_end, z, text)).abs().max() < 1e-4
+    assert (film[-1][1] - cvae.sample(model, z_end, z, text)).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("beta", [0.0, 100.0])
+@pytest.mark.parametrize("beta", [0.01, 100.0])
 def test_training_trades_reconstruction_against_z(monkeypatch, beta):
     monkeypatch.setattr(captions, "MOST", 400)
     torch.manual_seed(0)
@@ -105,10 +118,10 @@ def test_training_trades_reconstruction_against_z(monkeypatch, beta):
     assert set(run.losses[0]) == {"reconstruction_loss", "kl_loss"}
     assert not any(loss.requires_grad for losses in run.losses for loss in losses.values())
     first, last = run.losses[0]["kl_loss"], run.losses[-1]["kl_loss"]
-    assert last > 2 * first if beta == 0 else last < 2, "z says nothing where it costs too much"
+    assert last > 2 * first if beta < 1 else last < 2, "z says nothing where it costs too much"
 
 
-def test_texts_are_read_centred_and_scaled_by_both_halves(monkeypatch):
+def test_texts_are_read_centred_and_scaled_by_all_parts(monkeypatch):
     monkeypatch.setattr(captions, "MOST", 400)
     run = FakeRun(cvae, steps=1, batch_size=8)
     cone, known = 3 * torch.randn(8), {}
@@ -118,7 +131,7 @@ def test_texts_are_read_centred_and_scaled_by_both_halves(monkeypatch):
     model, ema = (cvae.VAE(run.config, 8) for _ in range(2))
     cvae.train(run, model, ema)
     texts = run.encode(run.made.sentences)
-    for half in (half for net in (model, ema) for half in (net.encoder, net.decoder)):
+    for half in (half for net in (model, ema) for half in (net.encoder, net.prior, net.decoder)):
         seen, condition = [], half.condition
         condition.net.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
         condition(texts)

@@ -35,15 +35,33 @@ FEW = ("FID", "coverage", "diversity (of real)", "train on samples"), tuple(RIGH
 FEW = {name: (QUALITY | RIGHT)[name] for names in FEW for name in names}
 NO_FID = {name: FEW[name] for name in (*FEW,)[2:]}
 CHINESE = {
-    "script": "脚本", "scale": "强度", "seeds": "种子数", "coverage": "覆盖率", "density": "密度",
-    "diversity (of real)": "多样性（占真实图像的比例）", "train on samples": "用样本训练",
-    "copied": "复制", "right": "正确率", "right, held-out phrasings": "留出句式的正确率",
-    "CLIP similarity": "CLIP 相似度", "wrong prompts": "与错误提示词", "images/s": "图像/秒",
-    "one word": "一个词", "said pair": "训练过的词对", "held-out pair": "留出的词对",
-    "without asking": "不要求时", "digit, held-out pair": "留出词对时的数字", "change": "改动",
-    "real images": "真实图像", "noise": "噪声", "throughout": "全程", "FID": "FID",
-    "KID x 1000": "KID x 1000", "parameters": "参数",
-}  # fmt: skip
+    "script": "脚本",
+    "scale": "引导强度",
+    "seeds": "种子数",
+    "density": "密度",
+    "coverage": "覆盖率",
+    "diversity (of real)": "多样性（相对真实图像）",
+    "train on samples": "样本训练准确率",
+    "copied": "复制率",
+    "right": "准确率",
+    "right, held-out phrasings": "未见过的句式",
+    "CLIP similarity": "CLIP 相似度",
+    "wrong prompts": "错误提示词",
+    "images/s": "张/秒",
+    "thin": "thin（细）",
+    "thick": "thick（粗）",
+    "leaning left": "leaning left（左倾）",
+    "leaning right": "leaning right（右倾）",
+    "one word": "单个词",
+    "said pair": "训练过的词对",
+    "held-out pair": "未见过的词对",
+    "without asking": "不要求时",
+    "digit": "数字正确",
+    "change": "改动",
+    "real images": "真实图像",
+    "noise": "噪声",
+    "throughout": "全程引导",
+}
 
 
 # ── Tables ──

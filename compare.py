@@ -3,7 +3,8 @@
 Command   python compare.py --dataset mnist
           what evaluate.py has not measured yet, or what has changed since, is measured first
 Writes    results/mnist/compare/report.md and report.html (one file with all pictures in it),
-          beside their figures; results/mnist/cfg_scale/: what the guidance scale does
+          beside their figures; results/mnist/cfg_scale/: what the guidance scale does;
+          compare/metrics/rows.csv and asked.csv: all numbers, a row for each seed
 Seeds     of one model become mean ± standard deviation:
           python a4_full.py --seed 1 --out results/seed1
 Steps     runs that differ in --sample-steps alone become a curve: copy results/mnist/a4_full to
@@ -77,6 +78,9 @@ NUMBERS = ["scale", "n", *METRICS, "kid_se", "mse_diversity", "with_wrong_prompt
 # Of attributes.csv; the last ones are shares.
 ASKED = ("model", "scale", "kind", "asked", "n", "as_asked", "without_asking", "of_real",
          "accuracy", "everything", "everything_without_asking")  # fmt: skip
+# Beside the numbers of a row of rows.csv: what config.json has of its run.
+TOLD = ["train_steps", "batch_size", "data_source", "image_count", "git_revision", "device"]
+IN_CSV = {"kid": "kid_x1000", "kid_se": "kid_se_x1000"}  # what rows.csv calls them
 TWIN = f", {THROUGHOUT}"  # what follows a model's name where its guidance acts at every step
 MATRIX = 26  # classes that a matrix of asked against read has room for
 
@@ -639,6 +643,7 @@ class Comparison:
     first: dict[str, dict]  # model -> its first run, by name
     steps: dict[str, pd.DataFrame]  # see step_curves()
     apart: list[str]  # the runs that are in none of these, and why
+    rows: pd.DataFrame  # of the samples of all seeds, with what TOLD names
     numbers: pd.DataFrame  # see over_seeds(), without floors
     floors: dict[str, pd.DataFrame]  # model -> what real images and noise scored beside its first
     extractor: str
@@ -678,12 +683,34 @@ def put_together(runs: list[dict], dataset: str) -> Comparison:
     for model, run in first.items():
         rows = run["rows"][run["rows"]["scale"].isna()].sort_values("n", kind="stable")
         floors[model] = rows.drop_duplicates("model", keep="last")  # on the largest n
-    numbers = over_seeds(pd.concat([run["rows"].dropna(subset="scale") for run in alike]))
+    rows = pd.concat([with_settings(run["rows"].dropna(subset="scale"), run) for run in alike])
     first = dict(sorted(first.items()))
     guided = {model: run for model, run in first.items() if run["config"]["has_guidance"]}
     extractor = table["extractor"].iloc[0]
     asked = pd.concat([run["asked"].assign(seed=run["config"]["seed"]) for run in alike])
-    return Comparison(first, steps, apart, numbers, floors, extractor, guided, asked)
+    numbers = over_seeds(rows)
+    return Comparison(first, steps, apart, rows, numbers, floors, extractor, guided, asked)
+
+
+def with_settings(rows: pd.DataFrame, run: dict) -> pd.DataFrame:
+    """Rows of a run, or its floors, with what TOLD names of its config."""
+    return rows.assign(**{name: run["config"].get(name) for name in TOLD})
+
+
+def save_numbers(it: Comparison, folder: Path) -> None:
+    """All that tables and curves are made of: rows.csv and asked.csv; see read_rows()."""
+    floors = [with_settings(table, it.first[model]) for model, table in it.floors.items()]
+    floors = pd.concat(floors).drop_duplicates(["model", "n", "data_source", "image_count"])
+    floors = floors.drop(columns=["train_steps", "batch_size", "git_revision", "device"])
+    rows = pd.concat([it.rows, floors]).rename(columns=IN_CSV)
+    save_table(folder / "rows.csv", rows.to_dict("records"), "%.8g")
+    if len(it.asked):
+        save_table(folder / "asked.csv", it.asked.to_dict("records"), "%.8g")
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """rows.csv as over_seeds() takes it: compared(over_seeds(read_rows(path)), ...)."""
+    return pd.read_csv(path).rename(columns={new: old for old, new in IN_CSV.items()})
 
 
 def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, Path]:
@@ -774,6 +801,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = typed_dataset(config)
     it = put_together([load_run(path, dataset) for path in folders], dataset)
     folder, classes = config.out / config.dataset, config.classes
+    save_numbers(it, folder / "compare" / "metrics")
     with plain_style():
         figures = save_figures(it, folder, classes)
     for name in [] if config.models else scripts_here():

@@ -546,6 +546,27 @@ def test_the_report_holds_all_of_it(reported):
     assert "python cgan.py" not in text and "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_all_numbers_are_in_two_tables_that_give_the_reports_own_again(copy, here):
+    make_run(copy / "results", "cgan", git_revision="abc")
+    here(EVALUATE, copy)
+    here("compare.py", copy)
+    folder = copy / "results" / "mnist" / "compare"
+    rows = read(folder / "metrics" / "rows.csv")
+    models = [row["model"] for row in rows]
+    twins = [name for name in models if name == "a4_full, throughout"]
+    assert models.count("a4_full") == 2 * 4 and len(twins) == 2 * 2, "two seeds"
+    assert models[-2:] == ["real images", "noise"] and models.count("cgan") == 2
+    for row in rows:
+        told = row["model"] not in ("real images", "noise")
+        assert row["image_count"] == "5000" and (row["train_steps"] == "40") == told, row
+        assert (row["git_revision"] == "abc") == (row["model"] == "cgan")
+    numbers = compare.over_seeds(compare.read_rows(folder / "metrics" / "rows.csv"))
+    tables = compare.compared(numbers, ["a4_full", "cgan"], ["a4_full"], "judge")
+    text = (folder / "report.md").read_text()
+    assert all(table.to_markdown(index=False, disable_numparse=True) in text for table in tables)
+
+
 def test_the_study_shows_every_sample_file_by_its_scale(tmp_path):
     names = "1.0 1.05 2.0 2.0_throughout 10.0 10.0_throughout".split()
     for name in [f"w{x}" for x in names] + ["heldout_w2.0"]:

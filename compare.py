@@ -767,6 +767,7 @@ def save_numbers(it: Comparison, folder: Path) -> None:
     floors = pd.concat(floors).drop_duplicates(["model", "n", "data_source", "image_count"])
     floors = floors.drop(columns=["train_steps", "batch_size", "git_revision", "device"])
     rows = pd.concat([it.rows, floors]).rename(columns=IN_CSV)
+    rows = rows.astype({"samples_crc32": "Int64"})  # floors have none
     save_table(folder / "rows.csv", rows.to_dict("records"), "%.8g")
     if len(it.asked):
         save_table(folder / "asked.csv", it.asked.to_dict("records"), "%.8g")
@@ -870,14 +871,14 @@ def main(argv: list[str] | None = None) -> None:
     dataset = typed_dataset(config)
     it = put_together([load_run(path, dataset) for path in folders], dataset)
     folder, classes = config.out / config.dataset, config.classes
-    save_numbers(it, folder / "compare" / "metrics")
-    with plain_style():
-        figures = save_figures(it, folder, classes)
     for name in [] if config.models else scripts_here():
         if name not in it.first:
             missing.append(f"{name} (python {name}.py --dataset {typed_dataset(config)})")
     facts = {"dataset": config.dataset, "classes": classes, "missing": missing, **facts_of(it)}
     facts["held_out"] = len(common.HELDOUT_TEMPLATES[data_kind(config)])
+    save_numbers(it, folder / "compare" / "metrics")
+    with plain_style():
+        figures = save_figures(it, folder, classes)
     save_report(folder / "compare", figures, **facts)
     for text in missing:
         say(f"missing: {text}")

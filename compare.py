@@ -13,6 +13,7 @@ Steps     runs that differ in --sample-steps alone become a curve: copy results/
 
 import base64
 import html
+import io
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 import common
 import evaluate
@@ -55,7 +57,7 @@ from kit.pictures import (
     with_scale,
 )
 from kit.run import clip_now, read_config, sample_files_in
-from kit.samples import THROUGHOUT, load_asked, load_samples
+from kit.samples import THROUGHOUT, load_asked, load_film, load_samples
 
 # In what the seeds of one model may differ; in every other choice they are alike.
 FREE = "seed out data_dir device fresh prompt n scale scales clip description git_revision python"
@@ -599,9 +601,87 @@ def step_curves(runs: list[dict], first: dict) -> dict[str, pd.DataFrame]:
     return curves
 
 
-def html_table(table: pd.DataFrame) -> str:
-    with pd.option_context("display.max_colwidth", None):  # else long texts are cut
-        return f"<div>{table.to_html(index=False, border=0)}</div>"
+def films_of(runs: dict[str, dict]) -> list[dict]:
+    """The films of runs (model -> run): prompts, scales, moments, and sprites: model -> address.
+
+    One for all models whose film has the same prompts, scales and moments. A sprite is one picture
+    of all frames, as a data: address: a row for each prompt and scale, a column for each moment.
+    """
+    films = {}
+    for model, run in runs.items():
+        path = run["folder"] / "images" / "film.npz"
+        if not path.exists():  # a run of an earlier version has none
+            continue
+        film = load_film(path)
+        frames, axes = film["frames"], ("prompts", "scales", "moments")
+        prompts, scales, moments = frames.shape[:3]
+        sprite = frames.swapaxes(2, 3).reshape(prompts * scales * 28, moments * 28)
+        content = io.BytesIO()
+        Image.fromarray(sprite).save(content, "PNG", optimize=True)
+        kind = tuple(tuple(film[name].tolist()) for name in axes)
+        alike = films.setdefault(kind, {**dict(zip(axes, kind)), "sprites": {}})
+        alike["sprites"][model] = png_address(content.getvalue())
+    return [*films.values()]
+
+
+def png_address(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it of a heading in Markdown."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+class Markdown:
+    """How report.md writes what the template names; pictures: name -> where its file lies."""
+
+    def __init__(self, pictures: dict[str, str]):
+        self.pictures = pictures
+
+    def h(self, text: str, level: int) -> str:
+        return f"{'#' * level} {text}"
+
+    def p(self, text: str) -> str:
+        return " ".join(text.split())
+
+    def see(self, heading: str) -> str:
+        return f"[{heading}](#{anchor(heading)})"
+
+    def table(self, caption: str, table: pd.DataFrame) -> str:
+        cells = table.to_markdown(index=False, disable_numparse=True)
+        return f"{self.p(caption)}\n\n{cells}"
+
+    def figure(self, caption: str, name: str) -> str:
+        return f"![{name}]({self.pictures[name]})\n\n{self.p(caption)}"
+
+
+class Page:
+    """How report.html does; pictures: name -> address."""
+
+    def __init__(self, pictures: dict[str, str]):
+        self.pictures = pictures
+
+    def h(self, text: str, level: int) -> str:
+        return f'<h{level} id="{anchor(text)}">{html.escape(text)}</h{level}>'
+
+    def p(self, text: str) -> str:
+        return f"<p>{html.escape(' '.join(text.split()))}</p>"
+
+    def see(self, heading: str) -> str:
+        return f'<p><a href="#{anchor(heading)}">{html.escape(heading)}</a></p>'
+
+    def caption(self, text: str) -> str:
+        return f"<figcaption>{html.escape(' '.join(text.split()))}</figcaption>"
+
+    def table(self, caption: str, table: pd.DataFrame) -> str:
+        with pd.option_context("display.max_colwidth", None):  # else long texts are cut
+            cells = table.to_html(index=False, border=0)
+        return f'<figure>{self.caption(caption)}<div class="wide">{cells}</div></figure>'
+
+    def figure(self, caption: str, name: str) -> str:
+        picture = f'<img alt="{html.escape(name)}" src="{self.pictures[name]}">'
+        return f"<figure>{picture}{self.caption(caption)}</figure>"
 
 
 def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
@@ -610,30 +690,14 @@ def save_report(folder: Path, figures: dict[str, Path], **facts) -> None:
     environment = jinja2.Environment(loader=loader, trim_blocks=True)
     links, data = {}, {}
     for name, path in figures.items():
-        address = quote(Path(os.path.relpath(path, folder)).as_posix())
-        links[name] = f"![{name}]({address})"
-        content = base64.b64encode(path.read_bytes()).decode()
-        data[name] = f'<img alt="{name}" src="data:image/png;base64,{content}">'
-    markdown = {
-        "h": lambda text, level: f"{'#' * level} {text}",
-        "p": lambda text: " ".join(text.split()),
-        "table": lambda table: table.to_markdown(index=False, disable_numparse=True),
-        "figure": links.get,
-    }
-    page = {
-        "h": lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>",
-        "p": lambda text: f"<p>{html.escape(' '.join(text.split()))}</p>",
-        "table": html_table,
-        "figure": data.get,
-    }
-    for name, functions in {"report.md": markdown, "report.html": page}.items():
+        links[name] = quote(Path(os.path.relpath(path, folder)).as_posix())
+        data[name] = png_address(path.read_bytes())
+    for name, writer in {"report.md": Markdown(links), "report.html": Page(data)}.items():
+        functions = {x: getattr(writer, x) for x in ("h", "p", "see", "table", "figure")}
         environment.filters.update(functions)
         template = environment.get_template("report.jinja")
-        is_page = name.endswith("html")
-        save_text(
-            folder / name,
-            template.render(facts, pictures=figures, write=write, page=is_page, **functions),
-        )
+        facts |= {"pictures": figures, "write": write, "page": name.endswith("html")}
+        save_text(folder / name, template.render(facts, **functions))
 
 
 @dataclass
@@ -703,6 +767,7 @@ def save_numbers(it: Comparison, folder: Path) -> None:
     floors = pd.concat(floors).drop_duplicates(["model", "n", "data_source", "image_count"])
     floors = floors.drop(columns=["train_steps", "batch_size", "git_revision", "device"])
     rows = pd.concat([it.rows, floors]).rename(columns=IN_CSV)
+    rows = rows.astype({"samples_crc32": "Int64"})  # floors have none
     save_table(folder / "rows.csv", rows.to_dict("records"), "%.8g")
     if len(it.asked):
         save_table(folder / "asked.csv", it.asked.to_dict("records"), "%.8g")
@@ -746,6 +811,10 @@ def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, 
             figures["obedience"] = save_obedience(path, it.asked, models)
             of_guided = it.asked[it.asked["model"].isin(models)]
             save_table(study / "metrics" / "obedience.csv", of_guided.to_dict("records"), "%.5g")
+    for model, run in it.first.items():
+        path = run["folder"] / "images" / "reconstructions.png"
+        if path.exists():  # an autoencoder's
+            figures[f"reconstructions_{model}"] = path
     if it.steps:
         path = here / "steps.png"
         figures["steps"] = save_curves(path, it.steps, real, "sampling steps", it.extractor)
@@ -789,6 +858,7 @@ def facts_of(it: Comparison) -> dict:
         "held_out_pair": "".join(it.asked.loc[it.asked["kind"] == "held-out pair", "asked"][:1]),
         "seeds": max(size for size in it.numbers["n", "size"]),
         "guided": [*it.guided],
+        "films": films_of(it.guided),
         "verdicts": [verdict(model, table, it.extractor) for model, table in points.items()],
         "steps": bool(it.steps),
     }
@@ -801,14 +871,14 @@ def main(argv: list[str] | None = None) -> None:
     dataset = typed_dataset(config)
     it = put_together([load_run(path, dataset) for path in folders], dataset)
     folder, classes = config.out / config.dataset, config.classes
-    save_numbers(it, folder / "compare" / "metrics")
-    with plain_style():
-        figures = save_figures(it, folder, classes)
     for name in [] if config.models else scripts_here():
         if name not in it.first:
             missing.append(f"{name} (python {name}.py --dataset {typed_dataset(config)})")
     facts = {"dataset": config.dataset, "classes": classes, "missing": missing, **facts_of(it)}
     facts["held_out"] = len(common.HELDOUT_TEMPLATES[data_kind(config)])
+    save_numbers(it, folder / "compare" / "metrics")
+    with plain_style():
+        figures = save_figures(it, folder, classes)
     save_report(folder / "compare", figures, **facts)
     for text in missing:
         say(f"missing: {text}")

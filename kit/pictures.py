@@ -31,7 +31,7 @@ from matplotlib.colors import PowerNorm  # noqa: F401 for compare.py
 from matplotlib.figure import Figure
 
 from kit import processes
-from kit.base import read_table, reading, save_file, say, tell
+from kit.base import read_table, reading, save_arrays, save_file, say, tell
 from kit.captions import combinations, words_of
 from kit.datasets import (
     HELDOUT_TEMPLATES,
@@ -57,6 +57,7 @@ FONTS = (
     "Arial Unicode MS", "Noto Emoji", "Symbola",
 )  # fmt: skip
 LONGEST = 300  # signs of a title
+FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # of film.npz
 
 
 # ── Text in pictures ──
@@ -208,7 +209,9 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
     with plain_style():
         if run.config.has_text:
             save_prompts_picture(run, draw)
-        save_film(run, draw)
+        save_denoising_picture(run, draw)
+        if run.config.has_guidance:
+            save_film(run, draw)
         if reconstruct is not None:
             save_reconstructions(run, reconstruct)
         losses = {run.config.script: run.metrics / "loss.csv"}
@@ -284,7 +287,7 @@ def save_prompts_picture(run: Run, draw) -> None:
     save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
 
-def save_film(run: Run, draw) -> None:
+def save_denoising_picture(run: Run, draw) -> None:
     """denoising.png: how six images come about, at most 11 moments of each."""
     config, prompts, film = run.config, shown_prompts(run)[:6], []
     draw(prompts, heldout_scale(config), generators_of(config.seed, range(6)), film)
@@ -293,6 +296,27 @@ def save_film(run: Run, draw) -> None:
     frames = np.stack([to_pixels(film[i][1]) for i in moments], 1)  # (6, moments, 28, 28)
     strip = frames.reshape(-1, *frames.shape[2:])
     save_grid(run.images / "denoising.png", strip, len(titles), config.film, titles, prompts)
+
+
+def save_film(run: Run, draw) -> None:
+    """film.npz: one noise, and what becomes of it, by prompt, guidance scale and moment.
+
+    For the sliders of report.html; see load_film(). At most 21 moments: 20 steps and the image.
+    """
+    shown, frames, moments = shown_prompts(run), [], []
+    prompts = [shown[i] for i in (0, 2, 4, 8, 10, 9)]  # the last one's phrasing is held out
+    for scale in FILM_SCALES:
+        film = []
+        draw(prompts, scale, generators_of(run.config.seed, [0] * len(prompts)), film)
+        chosen = np.linspace(0, len(film) - 1, min(21, len(film))).round().astype(int)
+        frames.append(np.stack([to_pixels(film[i][1]) for i in chosen], 1))
+    for i in chosen:
+        moment = film[i][0]  # t, or what else the script calls it
+        name = f"t = {moment}" if isinstance(moment, int) else moment
+        moments.append(f"{i} of {len(film) - 1}, {name}")
+    arrays = {"frames": np.stack(frames, 1), "prompts": np.array(prompts)}
+    arrays |= {"scales": np.array(FILM_SCALES), "moments": np.array(moments)}
+    save_arrays(run.images / "film.npz", arrays)
 
 
 def save_reconstructions(run: Run, reconstruct) -> None:

@@ -324,7 +324,8 @@ class Run:
         if self.folder.exists() and not self.drawn_alike():
             drawn = [path for path in self.images.glob("samples_*") if is_sample_file(path)]
             with base.writing(self.folder):
-                for path in [*drawn, self.metrics / "performance.csv"]:
+                drawn += [self.images / "film.npz", self.metrics / "performance.csv"]
+                for path in drawn:
                     path.unlink(missing_ok=True)
 
     def steps(self, **modules):

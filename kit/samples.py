@@ -223,6 +223,23 @@ def load_asked(path: Path, attributes: int) -> np.ndarray:
     return asked.astype(np.int8)
 
 
+def load_film(path: Path) -> dict[str, np.ndarray]:
+    """What save_film() wrote: frames uint8 (P, S, M, 28, 28), prompts (P,), scales float (S,),
+    moments (M,). UserError if the file holds anything else.
+    """
+    with reading(path, DRAWN_ANEW):
+        film = load_arrays(path, "frames", "prompts", "scales", "moments")
+        kinds = {"prompts": "U", "scales": "f", "moments": "U"}
+        for name, kind in kinds.items():
+            if film[name].dtype.kind != kind or film[name].ndim != 1 or not len(film[name]):
+                raise ValueError(f"{name} are {film[name].dtype} {film[name].shape}")
+        shape = *(len(film[name]) for name in kinds), 28, 28
+        frames = film["frames"]
+        if frames.dtype != np.uint8 or frames.shape != shape:
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 {shape}")
+    return film
+
+
 # ── What they cost ──
 
 
@@ -293,6 +310,7 @@ def complete(run: Run) -> bool:
 def has_all(run: Run) -> bool:
     names = ["images/samples.png", "images/denoising.png", "plots/loss.png"]
     names += ["images/prompts.png"] if run.config.has_text else []
+    names += ["images/film.npz"] if run.config.has_guidance else []
     names += ["images/reconstructions.png"] if run.config.reconstructs else []
     names += ["metrics/performance.csv"]
     paths = [run.folder / name for name in names] + [file.path for file in sample_files(run)]

@@ -143,7 +143,9 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
     )
     scales = ["1.0", "2.0"][: 1 + guided]
     expected |= {f"images/samples_attributes_w{scale}.npz" for scale in scales if text}
-    expected |= {f"images/{name}" for name in (SAMPLES[1], SAMPLES[3])} if guided else set()
+    expected |= (
+        {f"images/{name}" for name in (SAMPLES[1], SAMPLES[3], "film.npz")} if guided else set()
+    )
     assert {str(path.relative_to(run)) for path in contents(run)} == expected
 
     config = json.loads((run / "config.json").read_text())

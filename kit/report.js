@@ -1,0 +1,38 @@
+// The interactive part of report.html: which frame of a film the menu and the two sliders choose.
+// A film is one picture for each model (films_of() in compare.py): a row of frames for each prompt
+// and guidance scale, a column for each moment. Nothing is fetched, so it works from a disk.
+for (const film of document.querySelectorAll(".film")) {
+  const SIZE = 28; // pixels of a frame
+  const menu = film.querySelector("select");
+  const sliders = [...film.querySelectorAll("input")]; // guidance scale, moment
+  const screens = [...film.querySelectorAll("canvas")];
+  const sprites = screens.map((screen) => {
+    const sprite = new Image();
+    sprite.onload = () => show();
+    sprite.src = screen.dataset.sprite;
+    return sprite;
+  });
+
+  function nameOf(slider) {
+    return JSON.parse(slider.dataset.names)[slider.value];
+  }
+
+  function show() {
+    for (const slider of sliders) {
+      slider.parentElement.querySelector("output").value = nameOf(slider);
+      slider.setAttribute("aria-valuetext", nameOf(slider)); // not its number, for the blind
+    }
+    const [scale, moment] = sliders.map((slider) => Number(slider.value));
+    const scales = Number(sliders[0].max) + 1;
+    const row = menu.selectedIndex * scales + scale;
+    screens.forEach((screen, i) => {
+      const place = [SIZE * moment, SIZE * row, SIZE, SIZE];
+      screen.getContext("2d").drawImage(sprites[i], ...place, 0, 0, SIZE, SIZE);
+      const shown = `${menu.value}, scale ${nameOf(sliders[0])}, step ${nameOf(sliders[1])}`;
+      screen.setAttribute("aria-label", `${screen.dataset.model}: ${shown}`);
+    });
+  }
+
+  film.addEventListener("input", show); // of the menu, too
+  show();
+}

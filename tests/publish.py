@@ -29,7 +29,6 @@ RIGHT = {
     "right, held-out phrasings": ("accuracy", "held out", "{:.1%}"),
     "CLIP similarity": ("clip_similarity", "trained", "{:.3f}"),
     "wrong prompts": ("with_wrong_prompts", "trained", "{:.3f}"),
-    "images/s": ("sample_images_per_second", "trained", "{:.0f}"),
 }
 FEW = ("FID", "coverage", "diversity (of real)", "train on samples"), tuple(RIGHT)[:2]
 FEW = {name: (QUALITY | RIGHT)[name] for names in FEW for name in names}
@@ -47,7 +46,6 @@ CHINESE = {
     "right, held-out phrasings": "未见过的句式",
     "CLIP similarity": "CLIP 相似度",
     "wrong prompts": "错误提示词",
-    "images/s": "张/秒",
     "thin": "thin（细）",
     "thick": "thick（粗）",
     "leaning left": "leaning left（左倾）",
@@ -172,9 +170,6 @@ def brought(study: str) -> pd.DataFrame:
         for kind in ("one word", "held-out pair"):
             row[kind] = mean_of(of_words[of_words["kind"] == kind], "as_asked")
         row["diversity (of real)"] = over_seeds(plain, "of_real", "{:.0%}")
-        row["images/s"] = over_seeds(
-            plain.assign(x=plain["sample_images_per_second"].round()), "x", "{:,.0f}"
-        )
         cells.append(row)
     return pd.DataFrame(cells)
 

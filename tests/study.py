@@ -65,7 +65,7 @@ STUDIES = {
     "eta0": Study(("a4_full",), flags=f"{COPY} --eta 0", of="mnist"),
     "steps6": Study(("a4_full",), flags=f"{COPY} --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{COPY} --sample-steps 50", of="mnist"),
-    "mnist_60000": Study(SEVEN, (0,), embedded=False),
+    "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
 }
 

@@ -1,11 +1,11 @@
 """CVAE: the third family. An autoencoder whose code z can be drawn by chance.
 
 Idea      One network writes an image down as a few numbers z, the other draws it again from z and
-          the text; z is kept so near to noise that noise can take its place.
-Changed   Against cgan.py: an encoder in place of the discriminator, one loss of two parts, one
-          optimiser (the ladder's), its steps and batches.
-Papers    VAE (Kingma & Welling 2014), conditional VAE (Sohn et al. 2015), beta (Higgins et al.
-          2017).
+          the text; z is kept near to what the text lets one expect, so that it can be drawn too.
+Changed   Against cgan.py: an encoder and a prior in place of the discriminator, one loss of two
+          parts, one optimiser (the ladder's), its steps and batches.
+Papers    VAE (Kingma & Welling 2014), conditional VAE with a prior that reads the condition (Sohn
+          et al. 2015), beta (Higgins et al. 2017).
 Commands  python cvae.py --dataset mnist
           python cvae.py --prompt "a thick seven leaning left" --n 16
 Result    TODO
@@ -38,7 +38,8 @@ class Config(common.Config):
     widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
     patch: int = flag(2, "an image enters and leaves as squares of so many pixels", choices=(2,))
     z: int = flag(32, "entries of the code z", 1, 4096)
-    beta: float = flag(1.0, "weight of the Kullback-Leibler divergence; 1 is the bound", 0, 1000)
+    # 1 is the bound; at 2 more of the digits are right, at half of it fewer.
+    beta: float = flag(2.0, "weight of the Kullback-Leibler divergence", 0, 1000)
     prompt: str = flag(None, 'draw this, for example "a thick seven leaning left"', use="free")
     n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
     clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
@@ -122,19 +123,26 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Images (B, 1, 28, 28) in [-1, 1], text (B, dim) -> logits, mean, log variance, as below.
+    """Images (B, 1, 28, 28) in [-1, 1], text (B, dim) -> logits, and the Gaussians q(z|x), p(z).
 
-    The code z = mean + deviation * noise can be differentiated by both: Kingma & Welling Sec. 2.4.
+    Each Gaussian is a pair (mean, log variance), (B, Z) each.
     """
 
     def __init__(self, config: Config, text_dim: int):
         super().__init__()
         self.encoder, self.decoder = Encoder(config, text_dim), Decoder(config, text_dim)
+        self.prior = Prior(config, text_dim)
 
     def forward(self, x: torch.Tensor, text: torch.Tensor):
-        mean, log_var = self.encoder(x, text)
-        z = mean + (log_var / 2).exp() * torch.randn_like(mean)  # (B, Z)
-        return self.decoder(z, text), mean, log_var
+        posterior = self.encoder(x, text)
+        z = reparametrised(posterior, torch.randn_like(posterior[0]))
+        return self.decoder(z, text), posterior, self.prior(text)
+
+
+def reparametrised(gaussian, noise: torch.Tensor) -> torch.Tensor:
+    """noise (B, Z), standard normal -> z, of which both mean and variance learn: K & W Sec. 2.4."""
+    mean, log_var = gaussian
+    return mean + (log_var / 2).exp() * noise
 
 
 # ── Conditioning ──────────────────────────────────────────────────────────────────────────────────
@@ -154,6 +162,24 @@ class Condition(nn.Module):
         return F.silu(self.net(text))
 
 
+class Prior(nn.Module):
+    """text (B, dim) -> mean and log variance of z, (B, Z) each: Sohn et al. Sec. 4.1.
+
+    With N(0, I) in its place, z said again what the text had said, and drawn by chance it
+    contradicted the text: 82 % of the digits were right, and 42 % of the words.
+    """
+
+    def __init__(self, config: Config, text_dim: int):
+        super().__init__()
+        width = 2 * config.widths[1]
+        self.condition, self.out = Condition(text_dim, width), nn.Linear(width, 2 * config.z)
+        nn.init.zeros_(self.out.weight)  # it starts as N(0, I)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, text: torch.Tensor):
+        return self.out(self.condition(text)).chunk(2, dim=1)
+
+
 # ── Loss ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -166,34 +192,40 @@ def reconstruction_loss(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), white, reduction="sum") / len(x)
 
 
-def kl_loss(mean: torch.Tensor, log_var: torch.Tensor) -> torch.Tensor:
-    """How far q(z|x) is from N(0, I), in nats an image: what z says of its image.
+def kl_loss(posterior, prior) -> torch.Tensor:
+    """How far q(z|x) is from p(z|text), in nats an image: what z says of its image.
 
-    mean, log_var (B, Z). Kingma & Welling, Appendix B.
+    Each is (mean, log variance), (B, Z) each. Gaussians: Kingma & Welling, Appendix B.
     """
-    mean, log_var = mean.float(), log_var.float()
-    return (mean**2 + log_var.exp() - 1 - log_var).sum() / 2 / len(mean)
+    (mean, log_var), (expected, log_expected) = posterior, prior
+    mean, log_var, expected, log_expected = (
+        x.float() for x in (mean, log_var, expected, log_expected)
+    )
+    surprise = ((mean - expected) ** 2 + log_var.exp()) / log_expected.exp()
+    return (surprise - 1 - log_var + log_expected).sum() / 2 / len(mean)
 
 
 # ── Sampler ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.no_grad()
-def sample(model: VAE, z, z_end, text: torch.Tensor, film=None) -> torch.Tensor:
-    """z, z_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1] of z.
+def sample(model: VAE, noise, noise_end, text: torch.Tensor, film=None) -> torch.Tensor:
+    """noise, noise_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1] of noise.
 
-    film, a list, is given (angle, images) of a walk from z to z_end. Drawn is the mean of p(x|z):
-    where z leaves open how a stroke runs, it is the mean of all ways, which is smooth.
+    film, a list, is given (angle, images) of a walk from noise to noise_end.
     """
+    prior = model.prior(text)
     if film is not None:
         for angle in torch.linspace(0, math.pi / 2, 11):
-            between = angle.cos() * z + angle.sin() * z_end
-            film.append((f"{angle / math.pi * 180:.0f}°", decode(model, between, text)))
-    return decode(model, z, text)
+            between = angle.cos() * noise + angle.sin() * noise_end
+            image = decode(model, reparametrised(prior, between), text)
+            film.append((f"{angle / math.pi * 180:.0f}°", image))
+    return decode(model, reparametrised(prior, noise), text)
 
 
 @torch.no_grad()
 def decode(model: VAE, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """The mean of p(x|z): where z leaves open how a stroke runs, the mean of all ways is smooth."""
     return 2 * model.decoder(z, text).sigmoid() - 1
 
 
@@ -207,8 +239,8 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
     captions = run.captions(labels)  # the sentences of training, and which of them fit an image
     texts = run.encode(captions.sentences)  # (S, dim)
     for net in (model, ema):
-        for half in (net.encoder, net.decoder):
-            half.condition.text_mean, half.condition.text_std = texts.mean(0), texts.std(0).mean()
+        for part in (net.encoder, net.prior, net.decoder):
+            part.condition.text_mean, part.condition.text_std = texts.mean(0), texts.std(0).mean()
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
@@ -218,9 +250,9 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
         said = captions.say(i)  # (B, attributes): what of each image's attributes is said
         text = texts[captions.find(i, said)]  # (B, dim)
         with run.autocast():  # in half precision where the device is fast in it
-            logits, mean, log_var = run.parallel(model)(x, text)
-        reconstruction, kl = reconstruction_loss(logits, x), kl_loss(mean, log_var)
-        loss = reconstruction + config.beta * kl  # at beta 1 Kingma & Welling Eq. 3, negative
+            logits, posterior, prior = run.parallel(model)(x, text)
+        reconstruction, kl = reconstruction_loss(logits, x), kl_loss(posterior, prior)
+        loss = reconstruction + config.beta * kl  # with beta 1 the negative of Sohn et al. Eq. 4
         optimizer.zero_grad()
         run.scaler.scale(loss).backward()  # only float16 is scaled
         run.scaler.step(optimizer)
@@ -248,9 +280,9 @@ def main(argv: list[str] | None = None) -> None:
     run.check_model(model)
 
     def draw(prompts, scale, generators, film=None):
-        z, z_end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
+        noise, end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
         text = run.encode(prompts)
-        return sample(ema, z, z_end, text, film)
+        return sample(ema, noise, end, text, film)
 
     @torch.no_grad()
     def reconstruct(x, prompts):

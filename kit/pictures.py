@@ -226,6 +226,9 @@ def save_prompt_picture(run: Run, draw) -> None:
     if not names_a_class(config, config.prompt):
         known = ", ".join(word for pair in class_words(config)[:2] for word in pair)
         say(f"note: the prompt names nothing that was trained on: {known}, ...")
+    if run.shipped:
+        own = f"python {config.script}.py --dataset {config.dataset} trains your own"
+        say(f"drawn with {run.last}, which comes with the repository; {own}")
     if run.step < steps:
         say(f"note: the model is trained to step {run.step} of {steps} only")
     pixels, _ = draw_all(run, draw, [config.prompt] * config.n, config.scale, "drawing")

@@ -24,9 +24,15 @@ from kit.datasets import DIGITS, readable, settle_classes, typed_dataset
 from kit.flags import Config, plain
 from kit.images import load_dataset
 
+ANY_CLIP = "auto", "tiny"  # which the shipped weights' encoder fits
 MANY = 500  # texts that are worth a file
 BAD_CHECKPOINT = "put a copy of it there, or train anew with --fresh, which moves the run aside"
 PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
+
+
+def shipped_weights(config: Config) -> Path:
+    """Where weights of this script and data set lie that come with the repository, if any do."""
+    return base.ROOT / "assets" / f"{config.script}_{config.dataset}.pt"
 
 
 class Run:
@@ -55,6 +61,10 @@ class Run:
         self.facts = {}
         with base.writing(self.folder):
             self.taken, self.last_changed = False, changed(self.last)  # see take()
+        self.shipped = processes.from_first(self.ask_for_shipped)
+        if self.shipped:  # pictures go beside the folder, where a training has room
+            self.last, self.images = shipped_weights(config), self.folder.with_name("shipped")
+            self.last_changed = changed(self.last)
         self.checkpoint = processes.from_first(self.read_checkpoint)
         if self.checkpoint is not None:
             self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
@@ -71,6 +81,16 @@ class Run:
             self.clip = self.clip_of_training()
         elif not os.path.isfile(base.expanded(self.clip)):  # a file is compared when it is read
             self.check(text_encoder=self.clip)
+
+    def ask_for_shipped(self) -> bool:
+        """Whether a prompt is drawn with the weights that come with the repository: there is no
+        run on disk, and no flag asks for another one than theirs.
+        """
+        config = self.config
+        other = config.given & {"out", *config.names("training")} - {"dataset", "seed"}
+        if config.prompt is None or self.last_changed or other or config.clip not in ANY_CLIP:
+            return False
+        return shipped_weights(config).exists()
 
     def read_checkpoint(self) -> dict | None:
         """UserError if it is damaged."""
@@ -94,13 +114,17 @@ class Run:
         """For --prompt: what no flag says is as in training. UserError without a training."""
         config = self.config
         if not self.saved:
-            command = f"python {config.script}.py --dataset {typed_dataset(config)}"
-            where = "(in a notebook: the cell under Train)"
-            raise UserError(f"nothing trained at {self.last}; first: {command} {where}")
+            raise self.nothing_trained()
         for name in config.names("training"):
             if name in self.saved and name not in config.given and name != "seed":
                 setattr(config, name, self.saved[name])
         config.pictures = self.saved.get("pictures")
+
+    def nothing_trained(self) -> UserError:
+        command = f"python {self.config.script}.py --dataset {typed_dataset(self.config)}"
+        where = "(in a notebook: the cell under Train)"
+        last = self.folder / "checkpoints" / "last.pt"
+        return UserError(f"nothing trained at {last}; first: {command} {where}")
 
     def clip_of_training(self) -> str:
         """The name of the run's text encoder; of a file, where it lies now. UserError if gone."""
@@ -119,6 +143,8 @@ class Run:
         for name, value in plain(facts).items():
             old = self.saved.get(name, value)
             if old != value:
+                if self.shipped:  # the script has been changed: theirs are not its weights
+                    raise self.nothing_trained()
                 old, new = (textwrap.shorten(str(x), 60, placeholder=" ...") for x in (old, value))
                 wrong = f"{self.last} has {name} {old}, not {new}"
                 how = "the same flags go on, another --out keeps both (or --fresh)"

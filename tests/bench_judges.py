@@ -1,22 +1,23 @@
-"""Do other judges agree with the shipped one? No test: run it after the ladder was trained.
+"""Do other judges agree with the shipped one? No test: run it after the study, or another ladder.
 
-python tests/bench_judges.py
+python tests/bench_judges.py --out results/study/mnist/seed0
 
 The same sample files and the same reference under the shipped judge, one trained with another seed,
-and one of another architecture. It takes MNIST's own files in data/MNIST/raw and ten minutes.
+and one of another architecture -> docs/results/judges.csv. It takes MNIST's own files in
+data/MNIST/raw and ten minutes.
 """
 
 import sys
 from pathlib import Path
 
-import pandas as pd
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import evaluate  # noqa: E402
 from kit import judge  # noqa: E402
-from kit.base import cli, pick_device  # noqa: E402
+from kit.base import ROOT, cli, pick_device, save_table  # noqa: E402
+from kit.run import read_config  # noqa: E402
 from kit.samples import load_samples  # noqa: E402
 
 STEPS = 6000  # as the shipped one
@@ -37,28 +38,31 @@ class Deep(judge.Judge):
         self.append(nn.Sequential(*layers)).append(nn.Linear(128, classes))
 
 
-def rows(config: evaluate.Config, folders: list[Path]) -> dict[tuple, dict]:
-    """(model, phrasings, scale) -> the numbers that depend on the judge."""
-    evaluator, numbers = evaluate.Evaluator(config), {}
+def rows(config: evaluate.Config, folders: list[Path]) -> list[dict]:
+    """The numbers that depend on the judge, a row for each sample file, real images last."""
+    evaluator, found = evaluate.Evaluator(config), []
     real = {name: array[:2000] for name, array in evaluator.real.items()}
-    looks = {("real images", "", ""): evaluator.look(real, None)}
+    looks = []
     for folder in folders:
-        for path in sorted(folder.glob("images/samples_*.npz")):
+        run = read_config(folder)
+        for path in evaluate.sample_paths(folder):
             arrays = dict(zip(("pixels", "labels", "prompts"), load_samples(path)))
-            phrasings = "held out" if "heldout" in path.name else ""
-            key = folder.name, phrasings, path.stem.split("_w")[1]
-            looks[key] = evaluator.look(arrays, None)
-    for key, look in looks.items():
-        numbers[key] = evaluator.distances(look["features"])
+            phrasings = "held out" if "heldout" in path.name else "trained"
+            where = evaluate.scale_and_guidance(path, run)
+            head = {"model": folder.name, "phrasings": phrasings, **where, "seed": run["seed"]}
+            looks.append((head, evaluator.look(arrays, None)))
+    for head, look in [*looks, ({"model": "real images"}, evaluator.look(real, None))]:
+        row = {**head, "n": len(look["labels"]), **evaluator.distances(look["features"])}
         if look["labels"].min() >= 0:
-            numbers[key]["accuracy"] = (look["read"] == look["labels"]).mean()
-    return numbers
+            row["accuracy"] = (look["read"] == look["labels"]).mean()
+        found.append(row)
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = evaluate.Config.parse(argv)
+    config, table = evaluate.Config.parse(argv), []
     config.extractor = "judge"
-    folders, columns = evaluate.find_runs(config), {}
+    folders = evaluate.find_runs(config)
     judges = {"shipped": (judge.Judge, 0), "seed 1": (judge.Judge, 1), "deep": (Deep, 0)}
     for name, (network, seed) in judges.items():
         judge.Judge = network
@@ -67,16 +71,14 @@ def main(argv: list[str] | None = None) -> None:
         if not judge.SHIPPED.exists():
             device = pick_device(config.device)
             print(judge.make(judge.SHIPPED, config, device, STEPS, seed), file=sys.stderr)
-        for key, numbers in rows(config, folders).items():
-            row = columns.setdefault(key, dict(zip(("model", "phrasings", "scale"), key)))
-            for column in ("fid", "kid", "kid_se", "density", "coverage", "accuracy"):
-                row[f"{column}, {name}"] = numbers.get(column)
-    table = pd.DataFrame(columns.values())
-    names = sorted(
-        table.columns[3:], key=lambda column: column.split(",")[0]
-    )  # judges side by side
-    table = table[["model", "phrasings", "scale", *names]]
-    print(table.to_markdown(index=False, floatfmt=".4g"))
+        found = rows(config, folders)
+        a2 = next((row for row in found if row["model"] == "a2_clip"), {"fid": 1, "kid": 1})
+        for row in found:
+            times = {"fid_of_a2": row["fid"] / a2["fid"], "kid_of_a2": row["kid"] / a2["kid"]}
+            table.append({"judge": name, **row, **times})
+    path = ROOT / "docs" / "results" / "judges.csv"
+    save_table(path, table, "%.4g")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from kit import judge, samples
 from kit.base import UserError, cli, pick_device, reading
 from kit.flags import Flags, flag
 
-SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
+SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan", "cvae"
 STEPS, SAMPLES = 120, 300  # of each script
 WANTED, EVERY, JUDGED = 0.98, 300, 500  # share right; steps between two looks; images at each
 # The script's own command, in float32 if so wished.

@@ -31,7 +31,7 @@ def test_notebooks_are_fresh(path):
 
 
 def test_there_is_one_for_each_model_and_for_the_comparison():
-    names = {path.stem for path in base.ROOT.glob("a?_*.py")} | {"cgan", "compare"}
+    names = {path.stem for path in base.ROOT.glob("a?_*.py")} | {"cgan", "cvae", "compare"}
     assert {path.stem for path in NOTEBOOKS} == names == {*build.MODELS, "compare"}
     assert {path.stem for path in (base.ROOT / "colab").glob("*.ipynb")} == names
 
@@ -163,7 +163,7 @@ common.Config.parse = classmethod(small)
 def test_the_comparison_runs_from_top_to_bottom_in_an_empty_folder(hosts, empty):
     def smaller(source):
         name = re.match(r"import (\w+)", source)
-        flags = TINY if name and name[1] == "cgan" else TINY + STEPS
+        flags = TINY if name and name[1] in ("cgan", "cvae") else TINY + STEPS
         return source if name and name[1] == "compare" else small(source, flags)
 
     error, outputs = execute("compare", empty, hosts, smaller)

@@ -18,6 +18,7 @@ import a3_cfg
 import a4_full
 import cgan
 import common
+import cvae
 from kit import captions, datasets, samples
 
 
@@ -427,12 +428,12 @@ WAITING = aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan])
+@pytest.mark.parametrize("script", [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, cvae])
 def test_a_training_step_never_waits_for_the_device(script, scaled):
     run, unconditional = FakeRun(script, steps=3, batch_size=8), script is a0_uncond
     run.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    network = getattr(script, "UNet", None) or script.Generator
-    model = network(run.config, *[8][: not unconditional])
+    network = {cgan: "Generator", cvae: "VAE"}.get(script, "UNet")
+    model = getattr(script, network)(run.config, *[8][: not unconditional])
     with Waits() as waits:
         script.train(run, model, copy.deepcopy(model))
     assert len(run.losses) == 3 and waits.found == []

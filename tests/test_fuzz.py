@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import common
 from kit import base, flags, judge, tiny_clip
 
-SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
+SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan", "cvae"
 COMMANDS = *SCRIPTS, "evaluate", "compare", "kit.tiny_clip", "kit.judge"
 SMALL = {"train_steps": 1, "samples": 4, "sample_steps": 1, "n": 4, "batch_size": 4}
 FOLDERS = "results", "out", "a b", "结果", "deep/er", "notes.txt/x", ".", "x,y"

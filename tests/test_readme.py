@@ -109,7 +109,7 @@ def small(script, flags):
         return flags
     if script.endswith("py") and not script.startswith("tests/"):
         flags = flags + (SMALL.split() if "--prompt" not in flags else [])
-        if script != "cgan.py":
+        if script not in ("cgan.py", "cvae.py"):
             return [*flags, "--sample-steps", "2" if "--sample-steps" in flags else "1"]
     return flags
 
@@ -156,8 +156,8 @@ def test_every_command_works(here, tmp_path, monkeypatch, emnist_host, google): 
             script, flags = flags[0], [*flags[1:], "--train-steps", "2"]
         here([script.replace("tests/", ""), *flags], tmp_path)
     made = {path.name for path in (tmp_path / "results" / "mnist").iterdir()}
-    assert made >= {"a0_uncond", "a5_mine", "cgan", "compare"}
+    assert made >= {"a0_uncond", "a5_mine", "cgan", "cvae", "compare"}
     notebooks = [path.name for path in copy.glob("colab/*.ipynb")]
-    assert len(notebooks) == 8, "a notebook for each script, mine too"
+    assert len(notebooks) == 9, "a notebook for each script, mine too"
     for name in set(notebooks) - {"a5_mine.ipynb", "compare.ipynb"}:
         assert (copy / "colab" / name).read_bytes() == (ROOT / "colab" / name).read_bytes()

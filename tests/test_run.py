@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from matplotlib.image import imread
 
 import a4_full
 import common
-from kit import base, datasets, downloads, samples
+from kit import base, datasets, downloads, images, judge, samples
+from kit.encoders import load_clip
 
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 OTHER = "--train-steps 40 --batch-size 16 --samples 30"
@@ -29,6 +31,11 @@ OTHERS = {  # script: its other flags at tiny size
     "a2_clip": "--sample-steps 3 --clip tiny",
     "a3_cfg": "--sample-steps 3 --clip tiny --scales 1,2",
     "cgan": "--clip tiny",
+    "cvae": "--clip tiny",
+}
+LOSSES = {
+    "cgan": ["generator_loss", "discriminator_loss"],
+    "cvae": ["reconstruction_loss", "kl_loss"],
 }
 SAMPLES = "samples_w1.0.npz", "samples_w2.0.npz", "samples_heldout_w2.0.npz"
 SAMPLES += ("samples_w2.0_throughout.npz",)
@@ -165,14 +172,15 @@ def test_every_script_leaves_the_files_of_the_design(others, script):
                 assert (file["labels"] == -1).all() and (file["prompts"] == "").all()
     for path in run.rglob("*.png"):
         assert imread(path).std() > 0.02, path.name
-    losses = ["generator_loss", "discriminator_loss"] if script == "cgan" else ["loss"]
+    losses = LOSSES.get(script, ["loss"])
+    assert (run / "images" / "reconstructions.png").exists() == (script == "cvae")
     log = rows(run / "metrics" / "loss.csv")
     assert list(log[0]) == ["step", *losses, "images_per_second"] and [
         row["step"] for row in log
     ] == ["20", "40"]
     table = rows(run / "metrics" / "performance.csv")
     assert [row["scale"] for row in table] == ["1.0", *(["2.0", "2.0"] if guided else [])]
-    assert {row["sample_steps"] for row in table} == {"1" if script == "cgan" else "3"}
+    assert {row["sample_steps"] for row in table} == {"1" if script in LOSSES else "3"}
     assert int(table[0]["parameters"]) == config["parameters"] > 100_000
 
 
@@ -199,7 +207,7 @@ def test_what_another_sampler_has_drawn_is_drawn_again(others, here, tmp_path):
 @pytest.mark.parametrize("script", [script for script in OTHERS if script != "a0_uncond"])
 def test_every_script_that_reads_text_draws_a_prompt(others, here, tmp_path, script):
     copy = shutil.copytree(others, tmp_path / "copy")
-    flags = "" if script == "cgan" else " --sample-steps 2"
+    flags = "" if script in LOSSES else " --sample-steps 2"
     done = here(f"{script}.py --prompt seven --n 4{flags}", copy)
     assert imread(copy / done.stdout.strip()).std() > 0.05
 
@@ -222,12 +230,13 @@ def test_the_ladder_shares_its_budget(others, finished):
 
 
 REFUSED = {
-    "a0_uncond": "prompt n clip scale scales p-uncond gamma z",
-    "a1_cond": "clip scale scales p-uncond gamma z",
-    "a2_clip": "scale scales p-uncond gamma z",
-    "a3_cfg": "gamma z",
-    "a4_full": "gamma z",
-    "cgan": "scale scales sample-steps eta p-uncond",
+    "a0_uncond": "prompt n clip scale scales p-uncond gamma beta z",
+    "a1_cond": "clip scale scales p-uncond gamma beta z",
+    "a2_clip": "scale scales p-uncond gamma beta z",
+    "a3_cfg": "gamma beta z",
+    "a4_full": "gamma beta z",
+    "cgan": "scale scales sample-steps eta p-uncond beta",
+    "cvae": "scale scales sample-steps eta p-uncond gamma",
 }
 
 
@@ -237,19 +246,82 @@ def test_a_flag_that_means_nothing_is_refused_and_not_in_the_help(here, tmp_path
     flags = (
         "dataset train-steps batch-size lr seed device clip sample-steps eta samples data-dir out"
     )
-    for flag in f"{flags} scales prompt n scale ema-decay p-uncond gamma z".split():
+    for flag in f"{flags} scales prompt n scale ema-decay p-uncond gamma beta z".split():
         refused = flag in REFUSED[script].split()
         assert (f"--{flag} " in text) != refused, flag
         if refused:
             with pytest.raises(base.UserError, match=f"--{flag} 0.5; {script}.py --help"):
                 importlib.import_module(script).Config.parse([f"--{flag}", "0.5"])
     done = here(f"{script}.py --prompt seven --scale 3", tmp_path, check=2)
-    wanted = "nothing trained" if script in ("a3_cfg", "a4_full") else "unrecognized"
+    if script == "a4_full":
+        return  # it has weights that come with the repository
+    wanted = "nothing trained" if script == "a3_cfg" else "unrecognized"
     assert (
         len(done.stderr.splitlines()) == 1
         and wanted in done.stderr
         and not list(tmp_path.iterdir())
     )
+
+
+# ── Weights that come with the repository ──
+
+
+def test_a_prompt_is_drawn_before_anything_is_trained(here, tmp_path):
+    done = here("a4_full.py --prompt 7 --n 2 --scale 3 --sample-steps 4", tmp_path)
+    weights = base.ROOT / "assets" / "a4_full_mnist.pt"
+    assert f"drawn with {weights}, which comes with the repository" in done.stderr
+    assert "python a4_full.py --dataset mnist trains your own" in done.stderr
+    assert "CLIP" not in done.stderr, "no encoder was asked for on the net"
+    picture = tmp_path / done.stdout.strip()
+    assert imread(picture).std() > 0.05
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [picture]
+    before = contents(tmp_path)
+    small = "a4_full.py --train-steps 2 --batch-size 4 --samples 10 --sample-steps 1 --scales 1"
+    trained = here(small, tmp_path)
+    assert "earlier run" not in trained.stderr and before.items() <= contents(tmp_path).items()
+    done = here("a4_full.py --prompt 7 --n 2 --sample-steps 4", tmp_path)
+    assert "comes with" not in done.stderr and "a4_full/images" in done.stdout
+
+
+def test_the_weights_that_come_with_the_repository_are_small_and_draw_digits(here, tmp_path):
+    weights = base.ROOT / "assets" / "a4_full_mnist.pt"
+    assert weights.stat().st_size < 2e6
+    saved = torch.load(weights)
+    assert saved["config"]["data_source"] == "embedded" and saved["config"]["out"] == "results"
+    halves = {x.dtype for x in saved["ema"].values() if x.is_floating_point()}
+    assert halves == {torch.float16}
+    network = judge.load_judge(data_args(), torch.device("cpu"))
+    config = a4_full.Config.parse(["--prompt", "7"])
+    model = a4_full.UNet(config, 64)
+    model.load_state_dict(saved["ema"])
+    encoder = load_clip("tiny", data_args(), torch.device("cpu"))
+    text = encoder.encode_text([f"the digit {name}" for name in datasets.DIGITS])
+    v = partial(a4_full.guided_v, model=model, text=text, scale=2.0, interval=(350, 700))
+    generators = samples.generators_of(0, range(10))
+    x_T = samples.noise(generators, 1, 28, 28)
+    x_0 = a4_full.sample(v, x_T, 18, 1.0, generators)
+    read = network.see(images.to_pixels(x_0))[1]
+    assert (read == np.arange(10)).sum() >= 9
+
+
+OTHERWISE = {
+    "another network": "--widths 16,32",
+    "another encoder": "--clip ViT-B/32",
+    "another folder": "--out mine",
+    "another data set": "--dataset emnist",
+}
+
+
+@pytest.mark.parametrize("flags", OTHERWISE.values(), ids=OTHERWISE)
+def test_they_are_not_used_where_flags_ask_for_something_else(here, tmp_path, flags):
+    done = here(f"a4_full.py --prompt 7 --n 1 {flags}", tmp_path, check=2)
+    assert "nothing trained at" in done.stderr and not [*tmp_path.iterdir()]
+
+
+def test_they_are_not_used_by_a_script_whose_network_was_changed(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(a4_full, "Attention", lambda channels: torch.nn.Identity())
+    done = here("a4_full.py --prompt 7 --n 1", tmp_path, check=2)
+    assert "nothing trained at" in done.stderr and not [*tmp_path.iterdir()]
 
 
 def test_scales_share_their_noise(finished):
@@ -574,7 +646,8 @@ def test_a_notebook_kernels_argv_is_not_ours(monkeypatch):
 
 
 def test_importing_does_nothing(tmp_path, offline_env):
-    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, compare, kit.tiny_clip, os\n"
+    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, cvae, compare\n"
+    code += "import os, kit.tiny_clip\n"
     code += "assert not os.listdir('.')"
     env = offline_env | {"PYTHONPATH": str(base.ROOT)}
     done = subprocess.run(

@@ -11,7 +11,7 @@ from kit import base
 
 ROOT = base.ROOT
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
-SCRIPTS = *LADDER, "cgan"
+SCRIPTS = *LADDER, "cgan", "cvae"
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("kit/*.py")]
 TREES = {
     path.relative_to(ROOT).as_posix().removesuffix(".py").replace("/", "."): ast.parse(
@@ -176,6 +176,14 @@ def test_twins_are_equal_as_syntax_trees(one, other):
     assert {name for name in old.keys() & new.keys() if old[name] != new[name]} == IDEA[other]
     assert set(new) - set(old) == ADDED[other]
     assert set(old) - set(new) == (BAG if other == "a2_clip" else set())
+
+
+def test_the_vae_shares_what_makes_sense_for_a_vae():
+    vae, a2 = parts("cvae"), parts("a2_clip")
+    same = {name for name in vae.keys() & a2.keys() if vae[name] == a2[name]}
+    shared = {"train_steps", "batch_size", "lr", "muon_lr", "ema_decay"}
+    shared |= {"widths", "prompt", "n", "clip"}
+    assert same == {f"Config.{x}" for x in shared} | {"ResBlock.__init__", "ResBlock.forward"}
 
 
 def test_the_gan_shares_what_makes_sense_for_a_gan():

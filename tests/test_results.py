@@ -1,0 +1,280 @@
+"""The numbers of READMEs and docs are those of docs/results.
+
+A comment above a table names its files, and if need be a label that its rows have in common, or
+the columns that the numbers of each cell are, in this order:
+
+    <!-- results/trials.csv, results/numbers.csv -->
+    <!-- results/runs.csv: new recipe -->
+    <!-- results/sentences.csv: first_digit, first_share, second_digit, second_share -->
+
+Each number of such a table must be the rounding of a number in the rows of the file that fit: those
+whose text columns have the labels of the comment, of the header and of the table's row. The Chinese
+tables must have the numbers of the English ones, cell by cell.
+"""
+
+import csv
+import functools
+import re
+import statistics
+from collections import defaultdict
+
+import publish
+import pytest
+from test_readme import ENGLISH, PAGES, PAIRS, ROOT, TEXTS
+
+MARK = re.compile(r"<!-- (results/[\w.]+\.csv(?:, results/[\w.]+\.csv)*)(?:: (.+))? -->")
+# A number with its unit; none inside a name (a4, ViT-B/32, 2-D).
+DIGITS = r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?"
+NUMBER = re.compile(
+    rf"(?P<pm>± ?)?(?<![\w./-])(?P<digits>{DIGITS})(?![\w-]*[A-Za-z])"
+    r" ?(?P<unit>%|min\b|h\b|GB\b|分钟|小时)?",
+    re.ASCII,
+)
+MINUTES = re.compile(r"(\d+) (?:min|分钟?) (\d+)(?= s| 秒)")
+# What a number of the file may be multiplied by to be printed with this unit.
+FACTORS = {"%": (100,), "GB": (1, 1e-3), None: (1, 100)}
+FACTORS |= dict.fromkeys(("min", "分钟"), (1, 1 / 60)) | dict.fromkeys(("h", "小时"), (1, 1 / 3600))
+ABOUT = "hardware date command samples_crc32 judge_crc32".split()  # columns without a result
+SETTINGS = ["scale", "n", "sample_steps", "train_steps", "batch_size", "images a step", "steps"]
+
+# Tables that hold no measurement: page and number of the table in it -> why.
+NOT_MEASURED = {
+    ("metrics.md", 2): "quantiles, which are definitions",
+    ("run-folder.md", 0): "defaults: seconds between two checkpoints, numbers of images",
+    ("troubleshooting.md", 0): "messages; a size of a download; formulas",
+}
+
+
+def blocks(text):
+    """-> (the match of the comment or None, the rows of cells) of every table."""
+    tables, mark, before = [], None, ""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                tables.append((mark, []))
+            tables[-1][1].append([cell.strip() for cell in line.strip().strip("|").split("|")])
+        if line:
+            mark = MARK.fullmatch(line)
+        before = line
+    return [(mark, [rows[0], *rows[2:]]) for mark, rows in tables]
+
+
+def plain(cell):
+    """Without code, links, and sizes such as 14 x 14."""
+    cell = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", cell)
+    cell = MINUTES.sub(lambda match: str(60 * int(match[1]) + int(match[2])), cell)
+    return re.sub(r"\b(\d+) x \1\b", "", cell)
+
+
+def numbers(cell):
+    """-> (text, unit, whether it follows ±) of each number. In a list, 88, 87 %, the last % counts
+    for the last alone: a share may be printed as 100 times itself without a sign."""
+    found = NUMBER.finditer(plain(cell))
+    return [(match["digits"], match["unit"], bool(match["pm"])) for match in found]
+
+
+def value(text):
+    """A number as it is printed or filed -> float, or None."""
+    try:
+        return float(text.replace(",", "").replace("−", "-"))
+    except ValueError:
+        return None
+
+
+def rounds_to(number, digits, unit):
+    wanted, decimals = value(digits), len(digits.partition(".")[2].partition("e")[0])
+    half = 0 if "e" in digits else 0.5 * 10**-decimals
+    is_share = 0 < abs(number) < 1 and digits.isdigit()  # never printed as 0 or 1
+    factors = [k for k in FACTORS[unit] if k > 1 or not is_share]
+    return any(abs(number * k - wanted) <= half + 1e-9 for k in factors)
+
+
+@functools.cache
+def read(name):
+    with open(ROOT / "docs" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def text_columns(rows):
+    def is_text(column):
+        return any(row[column] and value(row[column]) is None for row in rows)
+
+    return [column for column in rows[0] if column not in ABOUT and is_text(column)]
+
+
+def labels(cell, parts=True):
+    """What a cell may be called in a file, the whole of it first."""
+    cell = re.sub(r"[`*]|\.py\b", "", cell).replace("–", " ")
+    whole = {cell, cell.replace("(nothing)", "")}
+    return [whole, set(re.split(r", | \(|\)", cell)) - {""}] if parts else [whole]
+
+
+def fitting(rows, label, columns):
+    """The rows that have this label, or all if it is none of theirs."""
+    for column in columns:
+        named = [row[column].replace("–", " ") for row in rows]
+        for choice in label:
+            if choice & {*named}:
+                rows = [row for row, name in zip(rows, named) if name in choice]
+                break
+    return rows
+
+
+def rows_for(everything, mark_label, header, cells, j):
+    """The rows of a file that the cell at j may speak of."""
+    columns, rows = text_columns(everything), everything
+    for label in (mark_label, header[j], cells[0]):
+        if label:
+            rows = fitting(rows, labels(label), columns)
+    for k, cell in enumerate(cells):
+        if k not in (0, j):
+            rows = fitting(rows, labels(cell, parts=False), columns)
+        if header[k] in everything[0] and header[k] in SETTINGS and numbers(cell):
+            wanted = [value(digits) for digits, _, _ in numbers(cell)]
+            rows = [row for row in rows if value(row[header[k]]) in wanted]
+    if header[j] in everything[0]:
+        keep = {header[j], f"{header[j]}_sd", "seed", *columns, *SETTINGS}
+        rows = [{c: text for c, text in row.items() if c in keep} for row in rows]
+    return rows
+
+
+def means(rows):
+    """-> pairs of mean and standard deviation: those filed as such, and those over seeds."""
+    pairs, seeds = [], defaultdict(list)
+    for row in rows:
+        for column in row:
+            if row.get(f"{column}_sd"):
+                pairs.append((value(row[column]), value(row[f"{column}_sd"])))
+    columns = [column for column in text_columns(rows) + SETTINGS if column in rows[0]]
+    for row in rows if "seed" in rows[0] else []:
+        seeds[tuple(row[column] for column in columns)].append(row)
+    for group in seeds.values():
+        for column in rows[0]:
+            filed = [value(row[column]) for row in group]
+            if None not in filed and len(filed) > 1:
+                pairs.append((statistics.mean(filed), statistics.stdev(filed)))
+    return pairs
+
+
+def filed(rows):
+    """Every number of the rows, those inside of texts too, and how many seeds they have."""
+    found = [len({row["seed"] for row in rows})] if "seed" in rows[0] else []
+    for row in rows:
+        for column, text in row.items():
+            if column in ABOUT or not text:
+                continue
+            number = value(text)
+            inside = [value(digits) for digits in re.findall(DIGITS, text)]
+            inside += [part / 100 for part in inside if "%" in text]
+            found += inside if number is None else [number]
+    return found
+
+
+def faults(text):
+    """-> the cells of the marked tables with a number that no fitting row of their files has."""
+    bad = []
+    for mark, (header, *table) in blocks(text):
+        if not mark:
+            continue
+        files = [read(name) for name in mark[1].split(", ")]
+        named = mark[2].split(", ") if mark[2] else []
+        in_file = {*files[0][0]}.union(*(row.values() for row in files[0]))
+        bad += [f"{mark[1]} has no {label}" for label in named if label not in in_file]
+        for cells in table:
+            for j, cell in enumerate(cells):
+                if numbers(cell):
+                    rows = [rows_for(every, mark[2], header, cells, j) for every in files]
+                    if j and named and {*named} <= {*files[0][0]}:
+                        fine = in_order(cell, rows[0], named)
+                    else:
+                        fine = anywhere(cell, [part for part in rows if part])
+                    bad += [f"{mark[1]}: {cells[0]}: {cell}"] * (not fine)
+    return bad
+
+
+def in_order(cell, rows, columns):
+    """The numbers of the cell are those columns of the one row that fits."""
+    pairs = zip(numbers(cell), columns)
+    return len(rows) == 1 and all(rounds_to(value(rows[0][c]), n[0], n[1]) for n, c in pairs)
+
+
+def anywhere(cell, files):
+    """Each number of the cell is among those of the rows, with a ± those of one column."""
+    found, pairs = numbers(cell), [pair for rows in files for pair in means(rows)]
+    every = [number for rows in files for number in filed(rows)]
+    for (digits, unit, is_deviation), after in zip(found, [*found[1:], ("", None, False)]):
+        if after[2]:
+            fits = any(rounds_to(m, digits, unit) and rounds_to(sd, *after[:2]) for m, sd in pairs)
+        else:  # a deviation was seen with its mean
+            fits = is_deviation or any(rounds_to(number, digits, unit) for number in every)
+        if not fits:
+            return False
+    return True
+
+
+def marked(name):
+    return [(mark[0], rows[1:]) for mark, rows in blocks(TEXTS[name]) if mark]
+
+
+@pytest.mark.parametrize("name", ENGLISH)
+def test_numbers_of_tables_are_those_of_the_files(name):
+    assert not faults(TEXTS[name])
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_marked_tables_are_the_same_in_both_languages(english, chinese):
+    ours, theirs = marked(english), marked(chinese)
+    assert [mark for mark, _ in ours] == [mark for mark, _ in theirs]
+    for (mark, rows), (_, twins) in zip(ours, theirs):
+        for row, twin in zip(rows, twins, strict=True):
+            for cell, its_twin in zip(row, twin, strict=True):
+                values = [sorted(value(n[0]) for n in numbers(c)) for c in (cell, its_twin)]
+                assert values[0] == values[1], f"{mark}: {cell} | {its_twin}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_table_of_measurements_names_its_file(name):
+    measured = re.compile(r"\d\.\d|\d ?(?:%|秒|分钟|(?:s|min)\b)")
+    page = name.split("/")[-1]
+    for i, (mark, rows) in enumerate(blocks(publish.MARKED.sub("", TEXTS[name]))):
+        if not mark and (page, i) not in NOT_MEASURED:
+            assert not [cell for row in rows for cell in row if measured.search(plain(cell))]
+
+
+def test_a_changed_digit_is_found():
+    """Each number of the English pages in turn, one more in its last digit."""
+    changed, missed = 0, []
+    for name in ENGLISH:
+        for mark, (header, *table) in blocks(TEXTS[name]):
+            for cells in table if mark else []:
+                for j, cell in enumerate(cells[1:], 1):
+                    for match in NUMBER.finditer(cell if plain(cell) == cell else ""):
+                        end = match.end("digits")
+                        other = f"{cell[: end - 1]}{(int(cell[end - 1]) + 1) % 10}{cell[end:]}"
+                        row = [*cells[:j], other, *cells[j + 1 :]]
+                        lines = "\n".join(f"| {' | '.join(x)} |" for x in (header, header, row))
+                        changed += 1
+                        if not faults(f"{mark[0]}\n\n{lines}"):
+                            missed.append(f"{mark[1]}: {cell} -> {other}")
+    assert changed > 500 and len(missed) < 0.1 * changed, missed
+
+
+# ── The study ──
+
+
+@pytest.mark.parametrize("name", publish.PAGES)
+def test_the_tables_of_the_study_are_made_of_its_rows(name):
+    assert publish.filled(TEXTS[name], "zh-CN" in name) == TEXTS[name], "study.py --publish"
+
+
+@pytest.mark.parametrize("name", publish.PAGES)
+def test_sentences_about_the_study_have_its_numbers(name):
+    assert publish.unfounded(TEXTS[name]) == []
+
+
+def test_a_wrong_number_in_a_sentence_is_found():
+    of_a3 = publish.read("study", "mnist").query("model == 'a3_cfg' and phrasings != 'held out'")
+    fid = of_a3[of_a3["scale"] == 1]["fid"].mean()
+    text = "<!-- from the study: mnist a3_cfg -->\nThe FID of a3 is {:.3f}, 2,000 images."
+    assert publish.unfounded(text.format(fid)) == []
+    assert publish.unfounded(text.format(fid + 7)) != []

@@ -1,0 +1,79 @@
+"""The study's driver: rows after each run, nothing twice, a change of settings or code seen."""
+
+import pandas as pd
+import pytest
+import study
+from study import Study, Task
+
+SMALL = "--dataset mnist --train-steps 2 --batch-size 4 --samples 30"
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, offline):
+    studies = {"mnist": Study(("cvae",), (0, 1), SMALL), "other": Study(("cvae",), (0,), SMALL)}
+    monkeypatch.setattr(study, "STUDIES", studies)
+    monkeypatch.setattr(study, "PLACE", tmp_path / "runs")
+    monkeypatch.setattr(study, "DATA", tmp_path / "data")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    return studies
+
+
+def rows(name="study"):
+    table = pd.read_csv(study.RESULTS / f"{name}.csv")
+    return table[table["study"] == "mnist"]
+
+
+def test_a_run_leaves_its_rows_and_is_not_made_again(small, capfd, monkeypatch):
+    study.main(["mnist", "--seeds", "1"])
+    assert "mnist, cvae, seed 0" not in capfd.readouterr().err
+    first, asked = rows(), rows("asked")
+    assert {*first["model"]} == {"cvae", "real images", "noise"} and {*first["seed"]} == {1}
+    assert {*first["script"]} == {*asked["model"]} == {"cvae"} and len(asked) == 9
+    for column in "extractor judge_crc32 hardware date git_revision n fid accuracy".split():
+        assert first[first["model"] == "cvae"][column].notna().all(), column
+    monkeypatch.setattr(Task, "run", lambda task: pytest.fail("it is there already"))
+    study.main(["mnist", "--seeds", "1"])
+    assert "mnist, cvae, seed 1: its rows are there" in capfd.readouterr().err
+    assert rows().equals(first)
+
+
+def test_rows_take_the_place_of_earlier_ones_of_the_same_run_alone(small):
+    for name, seed, value in [("mnist", 0, 1), ("mnist", 1, 2), ("other", 0, 3), ("mnist", 0, 4)]:
+        made = pd.DataFrame([{"study": name, "script": "cvae", "seed": seed, "fid": value}])
+        study.save("study", made, Task(name, "cvae", seed))
+    assert [*rows()["fid"]] == [4, 2]
+
+
+def test_the_key_tells_settings_and_code_but_not_words(small, monkeypatch, tmp_path):
+    task = Task("mnist", "cvae", 0)
+    key, text = task.key(), task.file().read_text()
+    file = tmp_path / "cvae.py"
+    monkeypatch.setattr(Task, "file", lambda task: file)
+    file.write_text("# a comment\n" + text.replace("CVAE: the third", "CVAE: another"))
+    assert task.key() == key
+    file.write_text(text.replace("2 * model.decoder(z, text)", "3 * model.decoder(z, text)"))
+    assert task.key() != key
+    file.write_text(text)
+    small["mnist"].flags += " --beta 7"
+    assert Task("mnist", "cvae", 0).key() != key
+
+
+def test_a_run_of_other_settings_starts_over_and_a_killed_one_goes_on(small, monkeypatch):
+    task, called = Task("mnist", "cvae", 0), []
+    monkeypatch.setattr(study.subprocess, "run", lambda *args, **others: called.append(args[0]))
+    task.run()
+    (task.folder / "checkpoints").mkdir(parents=True)
+    task.run()
+    assert (task.folder / "checkpoints").exists() and "--clip" in called[0]
+    small["mnist"].flags += " --beta 7"
+    Task("mnist", "cvae", 0).run()
+    assert not task.folder.exists() and len(called) == 3
+
+
+def test_eps_is_a0_with_two_lines_changed(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "PLACE", tmp_path)
+    task = Task("eps", "a0_eps", 0)
+    ours = (study.ROOT / "a0_uncond.py").read_text().splitlines()
+    theirs = task.file().read_text().splitlines()
+    assert sum(one != other for one, other in zip(ours, theirs, strict=True)) == len(study.EPS)
+    assert task.key() != Task("mnist", "a0_uncond", 0).key()

@@ -613,13 +613,13 @@ def films_of(runs: dict[str, dict]) -> list[dict]:
         if not path.exists():  # a run of an earlier version has none
             continue
         film = load_film(path)
-        frames, axes = film["frames"], ("prompts", "scales", "moments")
-        prompts, scales, moments = frames.shape[:3]
-        sprite = frames.swapaxes(2, 3).reshape(prompts * scales * 28, moments * 28)
+        prompts, scales, moments = film["frames"].shape[:3]
+        rows = film["frames"].swapaxes(2, 3)  # (P, S, 28, M, 28)
+        sprite = Image.fromarray(rows.reshape(prompts * scales * 28, moments * 28))
         content = io.BytesIO()
-        Image.fromarray(sprite).save(content, "PNG", optimize=True)
-        kind = tuple(tuple(film[name].tolist()) for name in axes)
-        alike = films.setdefault(kind, {**dict(zip(axes, kind)), "sprites": {}})
+        sprite.save(content, "PNG", optimize=True)
+        names = {name: film[name].tolist() for name in ("prompts", "scales", "moments")}
+        alike = films.setdefault(str(names), {**names, "sprites": {}})
         alike["sprites"][model] = png_address(content.getvalue())
     return [*films.values()]
 
@@ -769,6 +769,7 @@ def save_numbers(it: Comparison, folder: Path) -> None:
     rows = pd.concat([it.rows, floors]).rename(columns=IN_CSV)
     rows = rows.astype({"samples_crc32": "Int64"})  # floors have none
     save_table(folder / "rows.csv", rows.to_dict("records"), "%.8g")
+    (folder / "asked.csv").unlink(missing_ok=True)  # that of other runs
     if len(it.asked):
         save_table(folder / "asked.csv", it.asked.to_dict("records"), "%.8g")
 

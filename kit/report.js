@@ -20,7 +20,7 @@ for (const film of document.querySelectorAll(".film")) {
   function show() {
     for (const slider of sliders) {
       slider.parentElement.querySelector("output").value = nameOf(slider);
-      slider.setAttribute("aria-valuetext", nameOf(slider)); // not its number, for the blind
+      slider.setAttribute("aria-valuetext", nameOf(slider)); // what screen readers say
     }
     const [scale, moment] = sliders.map((slider) => Number(slider.value));
     const scales = Number(sliders[0].max) + 1;

@@ -12,6 +12,7 @@ whose text columns have the labels of the comment, of the header and of the tabl
 tables must have the numbers of the English ones, cell by cell.
 """
 
+import ast
 import csv
 import functools
 import re
@@ -270,6 +271,14 @@ def test_the_tables_of_the_study_are_made_of_its_rows(name):
 @pytest.mark.parametrize("name", publish.PAGES)
 def test_sentences_about_the_study_have_its_numbers(name):
     assert publish.unfounded(TEXTS[name]) == []
+
+
+@pytest.mark.parametrize("script", publish.SEVEN)
+def test_the_result_in_a_scripts_docstring_is_the_studys(script):
+    text = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")))
+    result = " ".join(text[text.index("\nResult") :].split())
+    assert "three seeds" in result and publish.NUMBER.search(result)
+    assert publish.unfounded(f"<!-- from the study: mnist {script} -->\n{result}") == []
 
 
 def test_a_wrong_number_in_a_sentence_is_found():

@@ -2,7 +2,7 @@
 
 Idea      Let far-apart strokes agree: at the coarsest resolution all positions see each other.
 Changed   Against a3_cfg.py: self-attention between the two middle blocks; here it brings nothing
-          that one seed can show.
+          that three seeds can show.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021),
@@ -10,9 +10,8 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           attention (Vaswani et al. 2017).
 Commands  python a4_full.py --dataset mnist
           python a4_full.py --prompt "a thick seven leaning left" --scale 3 --n 16
-Result    of 2,000 images at scale 1 / 2 / 3, 94.5 / 99.8 / 100.0 % are the asked digit,
-          and 99.8 % of 500 with held-out phrasings, at scale 2
-          (read by the judge; seed 0, embedded data; the recipe of October 2026)
+Result    at scale 1, 2: 95.7 % ± 0.5 %, 99.1 % ± 0.6 % right; FID 0.51 ± 0.03, 0.44 ± 0.05
+          (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
 """
 
 import copy

@@ -10,8 +10,8 @@ Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014),
           (Miyato & Koyama 2018).
 Commands  python cgan.py --dataset mnist
           python cgan.py --prompt "a thick seven leaning left" --n 16
-Result    99.3 % of 2,000 images are the asked digit, of 500 with held-out phrasings 99.2 %
-          (read by the judge; seed 0, embedded data; the recipe of October 2026)
+Result    98.9 % ± 0.6 % right, in phrasings never trained 99.1 % ± 0.3 %; FID 1.32 ± 0.30
+          (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
 """
 
 import copy

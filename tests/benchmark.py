@@ -153,7 +153,7 @@ class Work(TorchDispatchMode):
 
 def work(script) -> float:
     """GFLOP of a training step for each image, optimiser included."""
-    network = script.UNet if hasattr(script, "UNet") else script.Generator
+    network = next(getattr(script, x) for x in ("UNet", "Generator", "VAE") if hasattr(script, x))
     batch = script.Config.batch_size
     run = FakeRun(script, steps=1, batch_size=batch)
     text = [8] if "prompt" in script.Config.__dataclass_fields__ else []

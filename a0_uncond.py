@@ -6,7 +6,7 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a0_uncond.py --dataset mnist
-Result    FID 1.92 ± 0.06, coverage 83.9 % ± 1.7 %; nobody can say which digit comes
+Result    FID 1.92 ± 0.06, coverage 83.9% ± 1.7%; nobody can say which digit comes
           (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
 """
 

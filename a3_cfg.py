@@ -9,7 +9,7 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           CLIP (Radford et al. 2021), classifier-free guidance (Ho & Salimans 2022).
 Commands  python a3_cfg.py --dataset mnist
           python a3_cfg.py --prompt "a thick seven leaning left" --scale 3 --n 16
-Result    at scale 1, 2: 95.4 % ± 0.6 %, 98.9 % ± 0.3 % right; FID 0.51 ± 0.02, 0.41 ± 0.03
+Result    at scale 1, 2: 95.4% ± 0.6%, 98.9% ± 0.3% right; FID 0.51 ± 0.02, 0.41 ± 0.03
           (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
 """
 

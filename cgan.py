@@ -10,7 +10,7 @@ Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014),
           (Miyato & Koyama 2018).
 Commands  python cgan.py --dataset mnist
           python cgan.py --prompt "a thick seven leaning left" --n 16
-Result    98.9 % ± 0.6 % right, in phrasings never trained 99.1 % ± 0.3 %; FID 1.32 ± 0.30
+Result    98.9% ± 0.6% right, in phrasings never trained 99.1% ± 0.3%; FID 1.32 ± 0.30
           (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
 """
 

@@ -8,7 +8,7 @@ Papers    VAE (Kingma & Welling 2014), conditional VAE with a prior that reads t
           et al. 2015), beta (Higgins et al. 2017).
 Commands  python cvae.py --dataset mnist
           python cvae.py --prompt "a thick seven leaning left" --n 16
-Result    98.6 % ± 0.6 % right, in phrasings never trained 98.7 % ± 0.5 %; FID 0.97 ± 0.03
+Result    98.6% ± 0.6% right, in phrasings never trained 98.7% ± 0.5%; FID 0.97 ± 0.03
           (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
 """
 

@@ -762,7 +762,7 @@ def with_settings(rows: pd.DataFrame, run: dict) -> pd.DataFrame:
 
 
 def save_numbers(it: Comparison, folder: Path) -> None:
-    """All that tables and curves are made of: rows.csv and asked.csv; see read_rows()."""
+    """All that tables and curves are made of: rows.csv and asked.csv."""
     floors = [with_settings(table, it.first[model]) for model, table in it.floors.items()]
     floors = pd.concat(floors).drop_duplicates(["model", "n", "data_source", "image_count"])
     floors = floors.drop(columns=["train_steps", "batch_size", "git_revision", "device"])
@@ -772,11 +772,6 @@ def save_numbers(it: Comparison, folder: Path) -> None:
     (folder / "asked.csv").unlink(missing_ok=True)  # that of other runs
     if len(it.asked):
         save_table(folder / "asked.csv", it.asked.to_dict("records"), "%.8g")
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """rows.csv as over_seeds() takes it: compared(over_seeds(read_rows(path)), ...)."""
-    return pd.read_csv(path).rename(columns={new: old for old, new in IN_CSV.items()})
 
 
 def save_figures(it: Comparison, folder: Path, classes: list[str]) -> dict[str, Path]:

@@ -208,8 +208,8 @@ def values(names: list[str]) -> np.ndarray:
     }.items():
         rows = pd.read_csv(RESULTS / f"{table}.csv")
         who = rows["model"].str.split(", ").str[0].str.replace("real images", "real")
-        most = rows["n"] == rows.groupby("study")["n"].transform("max")
-        shown = (who != "real") | most  # real images are measured in several numbers
+        most = rows.groupby(["study", "model"])["n"].transform("max")
+        shown = (who != "real") | (rows["n"] == most)  # real images are measured in several numbers
         rows = rows[rows["study"].isin(names) & who.isin(names) & shown]
         for group in groups:
             seeds = rows.groupby([*group, "study", "seed"], dropna=False).mean(numeric_only=True)

@@ -196,11 +196,13 @@ def read(name: str, study: str) -> pd.DataFrame:
 SAID = re.compile(
     r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S
 )
+SHARES = "coverage of_real train_on_samples accuracy as_asked without_asking".split()
+OTHERS = "fid kid_x1000 density clip_similarity with_wrong_prompts".split()
 NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*(?:\.\d+)?)( ?%)?(?![\w.,]*\d)")
 
 
-def values(names: list[str]) -> np.ndarray:
-    """Means and deviations over seeds of what was measured of these scripts in these studies."""
+def values(names: list[str], columns: list[str]) -> np.ndarray:
+    """Means and deviations over seeds of these columns, of these scripts in these studies."""
     found = []
     for table, groups in {
         "study": [["model", "phrasings", "scale"]],
@@ -211,11 +213,12 @@ def values(names: list[str]) -> np.ndarray:
         most = rows.groupby(["study", "model"])["n"].transform("max")
         shown = (who != "real") | (rows["n"] == most)  # real images are measured in several numbers
         rows = rows[rows["study"].isin(names) & who.isin(names) & shown]
+        there = [column for column in columns if column in rows]
         for group in groups:
-            seeds = rows.groupby([*group, "study", "seed"], dropna=False).mean(numeric_only=True)
+            seeds = rows.groupby([*group, "study", "seed"], dropna=False)[there].mean()
             over = seeds.groupby([*group, "study"], dropna=False)
             found += [over.mean().to_numpy().flatten(), over.std().to_numpy().flatten()]
-    found = np.concatenate(found) if found else np.zeros(0)
+    found = np.concatenate(found)
     return np.abs(found[np.isfinite(found)])
 
 
@@ -225,12 +228,14 @@ def unfounded(text: str) -> list[str]:
     """
     wrong = []
     for match in SAID.finditer(text):
-        known = values(match[1].split())
+        names = match[1].split()
+        shares, others = values(names, SHARES), values(names, OTHERS)
         for number in NUMBER.finditer(re.sub(r"`[^`]*`|\]\([^)]*\)", "", match[2])):
             digits, percent = number[1].replace(",", ""), bool(number[2])
             if percent or "." in digits:
                 half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
-                if not (np.abs(known * (100 if percent else 1) - float(digits)) <= half).any():
+                known = 100 * shares if percent else others
+                if not (np.abs(known - float(digits)) <= half).any():
                     wrong.append(f"{number[0]} in: {match[2][:60]}")
     return wrong
 

@@ -93,7 +93,8 @@ def measured(study: str, columns: dict) -> pd.DataFrame:
                 continue
             guided = len({*of_model["scale"]}) > 1 or compare.TWIN in model
             seeds = f"{plain['seed'].nunique()}" if model in order else "–"
-            row = {"script": named(model), "scale": f"{scale:g}" if guided else "–", "seeds": seeds}
+            row = {"script": named(model), "scale": f"{scale:g}" if guided else "–"}
+            row["seeds"] = seeds
             for title, (column, phrasings, form) in columns.items():
                 held_out = table[table["phrasings"] == "held out"]
                 part = held_out if phrasings == "held out" else plain

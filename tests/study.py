@@ -30,7 +30,7 @@ from conftest import ROOT
 
 import compare
 import evaluate
-from kit.base import cli, save_table, say
+from kit.base import UserError, cli, save_table, say
 from kit.flags import Flags, flag, plain
 from kit.locks import alone
 
@@ -138,7 +138,9 @@ class Task:
         env["PYTHONPATH"] = str(ROOT)
         has_clip = "clip" in self.module().Config.__dataclass_fields__
         flags = [*self.flags, *self.data, *(["--clip", "tiny"] if has_clip else [])]
-        subprocess.run([sys.executable, self.file(), *flags], cwd=ROOT, env=env, check=True)
+        done = subprocess.run([sys.executable, self.file(), *flags], cwd=ROOT, env=env)
+        if done.returncode:  # it has said why
+            raise UserError(f"{self.name}, {self.script}, seed {self.seed} is not complete")
 
     def copy(self) -> None:
         """The run of another study, without what it has drawn; for no_ema, with the last weights

@@ -34,7 +34,8 @@ NUMBER = re.compile(
 MINUTES = re.compile(r"(\d+) (?:min|分钟?) (\d+)(?= s| 秒)")
 # What a number of the file may be multiplied by to be printed with this unit.
 FACTORS = {"%": (100,), "GB": (1, 1e-3), None: (1, 100)}
-FACTORS |= dict.fromkeys(("min", "分钟"), (1, 1 / 60)) | dict.fromkeys(("h", "小时"), (1, 1 / 3600))
+FACTORS |= dict.fromkeys(("min", "分钟"), (1, 1 / 60))
+FACTORS |= dict.fromkeys(("h", "小时"), (1, 1 / 3600))
 ABOUT = "hardware date command samples_crc32 judge_crc32".split()  # columns without a result
 SETTINGS = ["scale", "n", "sample_steps", "train_steps", "batch_size", "images a step", "steps"]
 

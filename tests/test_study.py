@@ -1,9 +1,13 @@
 """The study's driver: rows after each run, nothing twice, a change of settings or code seen."""
 
+import argparse
+
 import pandas as pd
 import pytest
 import study
 from study import Study, Task
+
+from kit.base import UserError
 
 SMALL = "--dataset mnist --train-steps 2 --batch-size 4 --samples 30"
 
@@ -59,8 +63,8 @@ def test_the_key_tells_settings_and_code_but_not_words(small, monkeypatch, tmp_p
 
 
 def test_a_run_of_other_settings_starts_over_and_a_killed_one_goes_on(small, monkeypatch):
-    task, called = Task("mnist", "cvae", 0), []
-    monkeypatch.setattr(study.subprocess, "run", lambda *args, **others: called.append(args[0]))
+    task, called, done = Task("mnist", "cvae", 0), [], argparse.Namespace(returncode=0)
+    monkeypatch.setattr(study.subprocess, "run", lambda x, **_: called.append(x) or done)
     task.run()
     (task.folder / "checkpoints").mkdir(parents=True)
     task.run()
@@ -68,6 +72,9 @@ def test_a_run_of_other_settings_starts_over_and_a_killed_one_goes_on(small, mon
     small["mnist"].flags += " --beta 7"
     Task("mnist", "cvae", 0).run()
     assert not task.folder.exists() and len(called) == 3
+    done.returncode = 2
+    with pytest.raises(UserError, match="mnist, cvae, seed 0 is not complete"):
+        Task("mnist", "cvae", 0).run()
 
 
 def test_eps_is_a0_with_two_lines_changed(monkeypatch, tmp_path):

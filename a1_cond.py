@@ -17,33 +17,34 @@ import re
 import zlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import common  # this file of the repository and its folder kit/ belong beside the script
-from common import T, flag
+import common  # a file of this repository; it needs the folder kit/ beside it
+from common import T
 
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: every field is a flag, --train-steps and so on."""
+    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
 
-    train_steps: int = flag(4600, "optimiser steps", 1, 10**7)
-    batch_size: int = flag(64, "images per step", 1, 10**7)
-    lr: float = flag(5e-3, "peak learning rate of all but the convolutions", 1e-9, 1)
-    muon_lr: float = flag(0.02, "of the convolutions, by Muon", 1e-9, 1)
-    ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
-    widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
-    patch: int = flag(2, "an image enters as squares of so many pixels", choices=(1, 2, 7, 14))
-    sample_steps: int = flag(18, "steps from noise to an image", 1, T, use="sampling", quickdraw=20)
-    eta: float = flag(1.0, "noise added on the way: 0 none, 1 as the SDE", 0, 1, use="sampling")
-    contrast: float = flag(1.07, "by which images are stretched", 0.1, 10, use="sampling")
-    prompt: str = flag(None, 'draw this, for example "a thick seven leaning left"', use="free")
-    n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
+    train_steps: int = 4600  # optimiser steps
+    batch_size: int = 64  # images per step
+    lr: float = 5e-3  # peak learning rate of all weights but the convolutions'
+    muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
+    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
+    widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
+    patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that the network reads
+    sample_steps: int = 18  # steps from noise to an image
+    eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as the reverse SDE
+    contrast: float = 1.07  # factor that stretches the pixels of the generated images
+    prompt: str | None = None  # generate this, for example "a thick seven leaning left"
+    n: int = 16  # with --prompt: how many images
 
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────
@@ -123,9 +124,9 @@ class TimeEmbedding(nn.Module):
 class BagOfWords:
     """The hand-made encoder: a word is a fixed random direction, a sentence the sum of its own."""
 
-    name, crc32, dim = "bag of words", 0, 512  # the former two for config.json
+    name, crc32, dim = "bag of words", 0, 512
 
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
+    def encode(self, texts: list[str]) -> torch.Tensor:
         """-> (n, dim), rows of length 1 (0 for a text without words)."""
         bags = torch.zeros(len(texts), self.dim)
         for bag, text in zip(bags, texts):
@@ -197,11 +198,11 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
 
 
 def train(run: common.Run, model: UNet, ema: UNet) -> None:
-    """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
+    """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    captions = run.captions(labels)  # the sentences of training, and which of them fit an image
-    texts = run.encode(captions.sentences)  # (S, dim)
+    captions = run.captions(images, labels)  # the training sentences, and which fit an image
+    texts = run.encoder.encode(captions.sentences).to(run.device)  # (S, dim)
     for net in (model, ema):
         net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
@@ -211,15 +212,14 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.draw(run.batch_size)  # (B,)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        said = captions.say(i)  # (B, attributes): what of each image's attributes is said
+        said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
         text = texts[captions.find(i, said)]  # (B, dim)
-        with run.autocast():  # in half precision where the device is fast in it
+        with run.autocast():  # bfloat16 where the device is fast in it
             loss = diffusion_loss(partial(run.parallel(model), text=text), x_0, alphas_bar)
         optimizer.zero_grad()
-        run.scaler.scale(loss).backward()  # only float16 is scaled
-        run.scaler.step(optimizer)
-        run.scaler.update()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # forgets the first steps sooner
+        loss.backward()
+        optimizer.step()
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -230,7 +230,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: its flags; None for those typed."""
+    """What the command above does. argv: flags, or None for those on the command line."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):
@@ -239,11 +239,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(config.seed)
     model = UNet(config, run.encoder.dim).to(run.device)
     ema = copy.deepcopy(model)
-    run.check_model(model)
 
     def draw(prompts, scale, generators, film=None):
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
-        v = partial(ema, text=run.encode(prompts))
+        v = partial(ema, text=run.encoder.encode(prompts).to(run.device))
         x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
         return config.contrast * x_0  # a mean of what may be is seldom quite black or white
 
@@ -255,4 +254,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    main()

@@ -17,36 +17,36 @@ Result    98.9% ± 0.6% right, in phrasings never trained 99.1% ± 0.3%; FID 1.3
 import copy
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import common  # this file of the repository and its folder kit/ belong beside the script
-from common import flag
+import common  # a file of this repository; it needs the folder kit/ beside it
 
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: every field is a flag, --train-steps and so on."""
+    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
 
-    train_steps: int = flag(4000, "optimiser steps", 1, 10**7)
-    batch_size: int = flag(32, "images per step", 1, 10**7)
-    lr: float = flag(3e-4, "peak learning rate", 1e-9, 1)
-    ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
+    train_steps: int = 4000  # optimiser steps
+    batch_size: int = 32  # images per step
+    lr: float = 3e-4  # peak learning rate
+    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
     # Narrower than the ladder's: a step costs two networks and two penalties.
-    widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
-    patch: int = flag(2, "an image leaves as squares of so many pixels", choices=(2,))
-    z: int = flag(64, "entries of the noise vector z", 1, 4096)
+    widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
+    patch: Literal[2] = 2  # side in pixels of the squares that the network writes
+    z: int = 64  # entries of the noise vector z
     # At 1, long training ended with nearly all twos alike.
-    gamma: float = flag(3.0, "weight of the gradient penalties", 0, 1000)
-    prompt: str = flag(None, 'draw this, for example "a thick seven leaning left"', use="free")
-    n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
-    clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
+    gamma: float = 3.0  # weight of the gradient penalties
+    prompt: str | None = None  # generate this, for example "a thick seven leaning left"
+    n: int = 16  # with --prompt: how many images
+    clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if it cannot be had
 
-    family, sampler = "GAN", None
+    family = "GAN"
     film = "a walk from one z to another"
 
 
@@ -181,11 +181,11 @@ def sample(model: Generator, z, z_end, text: torch.Tensor, film=None) -> torch.T
 
 
 def train(run: common.Run, model: Generator, ema: Generator) -> None:
-    """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
+    """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    captions = run.captions(labels)  # the sentences of training, and which of them fit an image
-    texts = run.encode(captions.sentences)  # (S, dim)
+    captions = run.captions(images, labels)  # the training sentences, and which fit an image
+    texts = run.encoder.encode(captions.sentences).to(run.device)  # (S, dim)
     discriminator = Discriminator(config, run.encoder.dim).to(run.device)
     for net in (model, ema, discriminator.score):
         net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
@@ -199,7 +199,7 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.draw(run.batch_size)  # (B,)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        said = captions.say(i)  # (B, attributes): what of each image's attributes is said
+        said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
         text = texts[captions.find(i, said)]  # (B, dim)
         drawn = run.parallel(model)(torch.randn(len(i), config.z, device=run.device), text)
         loss_d = discriminator_loss(run.parallel(discriminator), x, drawn, text, config.gamma)
@@ -212,7 +212,7 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         loss_g.backward()
         optimizer_g.step()
         discriminator.requires_grad_(True)
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # forgets the first steps sooner
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -225,20 +225,19 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: its flags; None for those typed."""
+    """What the command above does. argv: flags, or None for those on the command line."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):
         return
-    run.encoder = common.load_clip(run.clip, config, run.device)
+    run.encoder = common.load_clip(config, run.device)
     torch.manual_seed(config.seed)
     model = Generator(config, run.encoder.dim).to(run.device)
     ema = copy.deepcopy(model)
-    run.check_model(model)
 
     def draw(prompts, scale, generators, film=None):
         z, z_end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
-        text = run.encode(prompts)
+        text = run.encoder.encode(prompts).to(run.device)
         return sample(ema, z, z_end, text, film)
 
     if config.prompt is None and run.step < config.train_steps:
@@ -249,4 +248,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    main()

@@ -1,7 +1,7 @@
-"""The one door to all that the models' scripts share.
+"""The only file of this repository that the models' scripts import.
 
-Written here: the noise schedule, and FID's two halves: Inception's features and the distance.
-Handed on from kit/, by name: flags, data, phrasings, text encoder, the run and its pictures.
+It holds the noise schedule and FID (Inception's features, Frechet distance), and passes on the
+names from kit/ that the scripts need.
 """
 
 import math
@@ -11,24 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.base import Progress  # a bar that counts images
-from kit.base import UserError  # what the user can mend: one line, exit code 2
-from kit.base import cli  # runs main(), and makes that line and exit code of a UserError
-from kit.base import load_tensors  # what torch.save() wrote, its checksums compared
-from kit.base import reading  # a damaged file, in this block, becomes a UserError
-from kit.datasets import HELDOUT_TEMPLATES  # phrasings that nothing is trained on, by data set
-from kit.datasets import TRAIN_TEMPLATES  # the others, such as "a drawing of a {}"
-from kit.downloads import fetch  # downloads a file once and checks its SHA-256
-from kit.encoders import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
-from kit.flags import Config  # the flags of every script: dataset, out, seed, samples, ...
-from kit.flags import flag  # a field of a Config: default, help, least and most
-from kit.images import load_dataset  # pixels uint8 (N, 28, 28), labels, where they come from
-from kit.images import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
-from kit.muon import Muon  # the optimiser: for convolutions Muon, for the rest AdamW
-from kit.pictures import save_outputs  # draws a run's sample files and pictures
-from kit.run import Run  # results/<dataset>/<script>/: data, steps, checkpoints
-from kit.samples import complete  # whether all of that is on disk
-from kit.samples import noise  # normal noise, each image's from a generator of its own
+from kit.config import Config  # the flags that all scripts share: dataset, out, seed, ...
+from kit.data import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
+from kit.files import download, load_tensors, progress, reading
+from kit.muon import Muon  # the optimiser: Muon for convolutions, AdamW for the rest
+from kit.outputs import complete  # whether all that a run saves is on disk
+from kit.outputs import save_outputs  # generates and saves a run's samples and pictures
+from kit.run import Run  # results/<dataset>/<script>/: data, training steps, checkpoints
+from kit.samples import noise  # Gaussian noise, each image's from a generator of its own
+from kit.tiny_clip import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
 
 # ── Noise schedule ──
 
@@ -54,16 +45,14 @@ INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pt
 def inception_features(device: torch.device):
     """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048).
 
-    Of torchvision's Inception v3 before its last layer, an ImageNet network; papers use a port of
-    TensorFlow's, so their numbers are others. UserError if its weights cannot be had.
+    Features of torchvision's Inception v3 before its last layer. Papers use a port of TensorFlow's
+    weights, so their FIDs differ. UserError if the weights cannot be had.
     """
-    from torchvision.models import inception_v3  # not at the top: the models' scripts need none
+    from torchvision.models import inception_v3  # no script needs torchvision
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
-    if str(path).startswith("~"):
-        raise UserError("Inception v3: this account has no home folder to keep it in")
-    path = fetch(INCEPTION, path, path.stem.split("-")[-1])
-    # Without transform_input, since it is fed pixels in [-1, 1], which it was trained on.
+    path = download(INCEPTION, path, path.stem.split("-")[-1])
+    # No transform_input: the pixels are in [-1, 1] already, as in its training.
     net = inception_v3(weights=None, init_weights=False, transform_input=False)
     with reading(path, "delete it: it is no Inception v3 of torchvision"):
         net.load_state_dict(load_tensors(path))
@@ -73,7 +62,7 @@ def inception_features(device: torch.device):
     @torch.no_grad()
     def features(pixels: np.ndarray) -> np.ndarray:
         images, parts = to_images(torch.from_numpy(pixels)).expand(-1, 3, -1, -1), []
-        for batch in Progress(images.split(50), "Inception", leave=False):
+        for batch in progress(images.split(50), desc="Inception", leave=False):
             batch = F.interpolate(batch.to(device), 299, mode="bilinear")  # (50, 3, 299, 299)
             parts.append(net(batch).cpu())
         return torch.cat(parts).numpy()

@@ -15,38 +15,37 @@ Result    98.6% ± 0.6% right, in phrasings never trained 98.7% ± 0.5%; FID 0.9
 import copy
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import common  # this file of the repository and its folder kit/ belong beside the script
-from common import flag
+import common  # a file of this repository; it needs the folder kit/ beside it
 
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: every field is a flag, --train-steps and so on."""
+    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
 
-    train_steps: int = flag(4600, "optimiser steps", 1, 10**7)
-    batch_size: int = flag(64, "images per step", 1, 10**7)
-    lr: float = flag(5e-3, "peak learning rate of all but the convolutions", 1e-9, 1)
-    muon_lr: float = flag(0.02, "of the convolutions, by Muon", 1e-9, 1)
-    ema_decay: float = flag(0.999, "of the running mean of the weights, which draws", 0, 1)
-    widths: tuple[int, int] = flag((32, 64), "channels at 14 x 14, at 7 x 7", 8, 4096, multiple=8)
-    patch: int = flag(2, "an image enters and leaves as squares of so many pixels", choices=(2,))
-    z: int = flag(32, "entries of the code z", 1, 4096)
+    train_steps: int = 4600  # optimiser steps
+    batch_size: int = 64  # images per step
+    lr: float = 5e-3  # peak learning rate of all weights but the convolutions'
+    muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
+    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
+    widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
+    patch: Literal[2] = 2  # side in pixels of the squares that the network reads and writes
+    z: int = 32  # entries of the code z
     # 1 is the bound; at 2 more of the digits are right, at half of it fewer.
-    beta: float = flag(2.0, "weight of the Kullback-Leibler divergence", 0, 1000)
-    prompt: str = flag(None, 'draw this, for example "a thick seven leaning left"', use="free")
-    n: int = flag(16, "with --prompt: how many images", 1, 10**4, use="free")
-    clip: str = flag("auto", "tiny, ViT-B/32, a file; auto: ViT-B/32, else tiny", use="free")
+    beta: float = 2.0  # weight of the Kullback-Leibler divergence
+    prompt: str | None = None  # generate this, for example "a thick seven leaning left"
+    n: int = 16  # with --prompt: how many images
+    clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if it cannot be had
 
-    family, sampler = "VAE", None
+    family = "VAE"
     film = "a walk from one z to another"
-    reconstructs = True
 
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────
@@ -233,11 +232,11 @@ def decode(model: VAE, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 
 
 def train(run: common.Run, model: VAE, ema: VAE) -> None:
-    """Train model, and ema, the mean of its weights, which draws. Goes on where run stopped."""
+    """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    captions = run.captions(labels)  # the sentences of training, and which of them fit an image
-    texts = run.encode(captions.sentences)  # (S, dim)
+    captions = run.captions(images, labels)  # the training sentences, and which fit an image
+    texts = run.encoder.encode(captions.sentences).to(run.device)  # (S, dim)
     for net in (model, ema):
         for part in (net.encoder, net.prior, net.decoder):
             part.condition.text_mean, part.condition.text_std = texts.mean(0), texts.std(0).mean()
@@ -247,17 +246,16 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.draw(run.batch_size)  # (B,)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        said = captions.say(i)  # (B, attributes): what of each image's attributes is said
+        said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
         text = texts[captions.find(i, said)]  # (B, dim)
-        with run.autocast():  # in half precision where the device is fast in it
+        with run.autocast():  # bfloat16 where the device is fast in it
             logits, posterior, prior = run.parallel(model)(x, text)
         reconstruction, kl = reconstruction_loss(logits, x), kl_loss(posterior, prior)
         loss = reconstruction + config.beta * kl  # with beta 1 the negative of Sohn et al. Eq. 4
         optimizer.zero_grad()
-        run.scaler.scale(loss).backward()  # only float16 is scaled
-        run.scaler.step(optimizer)
-        run.scaler.update()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # forgets the first steps sooner
+        loss.backward()
+        optimizer.step()
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -268,25 +266,24 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: its flags; None for those typed."""
+    """What the command above does. argv: flags, or None for those on the command line."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):
         return
-    run.encoder = common.load_clip(run.clip, config, run.device)
+    run.encoder = common.load_clip(config, run.device)
     torch.manual_seed(config.seed)
     model = VAE(config, run.encoder.dim).to(run.device)
     ema = copy.deepcopy(model)
-    run.check_model(model)
 
     def draw(prompts, scale, generators, film=None):
         noise, end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
-        text = run.encode(prompts)
+        text = run.encoder.encode(prompts).to(run.device)
         return sample(ema, noise, end, text, film)
 
     @torch.no_grad()
     def reconstruct(x, prompts):
-        text = run.encode(prompts)
+        text = run.encoder.encode(prompts).to(run.device)
         mean, _ = ema.encoder(x, text)  # the likeliest z
         return decode(ema, mean, text)
 
@@ -298,4 +295,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    main()

@@ -3,7 +3,6 @@
 Thickness and slant are measured as in Morpho-MNIST (Castro et al. 2019).
 """
 
-import sys
 from collections import namedtuple
 
 import numpy as np
@@ -11,18 +10,21 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from kit.base import Progress, kept, say
+from kit.files import memory, progress, say
+from kit.words import data_kind
 
 # measure: pixels uint8 (n, 28, 28) -> (n,), nan for an image without ink. low, high: words.
-# quantile: of the measure, below which it is low; above 1 - quantile it is high.
+# quantile: images whose measure is below it are low, those above 1 - quantile are high.
 Attribute = namedtuple("Attribute", "name measure low high quantile")
-LEAST = 0.05  # an attribute for which fewer images than this share are low, or high, is left out
-SCALE = 4  # by which images are enlarged before their strokes are measured
+LEAST = 0.05  # share of images that must be low, and high, for an attribute to be used
+SCALE = 4  # images are enlarged so much before their strokes are measured
 
 
 def thickness(pixels: np.ndarray) -> np.ndarray:
-    """Of the strokes, in pixels: twice the mean distance to the background over the ridge, that is,
-    where it is the largest among the 8 neighbours."""
+    """Mean width of the strokes in pixels: twice the distance to the background along the ridge.
+
+    The ridge is where that distance is the largest among the 8 neighbours.
+    """
     widths = np.full(len(pixels), np.nan)
     images = torch.tensor(pixels.copy())[:, None].float()
     large = F.interpolate(images, scale_factor=SCALE, mode="bicubic")[:, 0] >= 127.5
@@ -46,13 +48,13 @@ def moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def slant(pixels: np.ndarray) -> np.ndarray:
-    """In degrees; above 0 it leans right. y points down, hence the minus."""
+    """In degrees; above 0 leans right. y points down, hence the minus."""
     _, xy, yy = moments(pixels)
     return np.degrees(np.arctan2(-xy, yy))
 
 
 def shape(pixels: np.ndarray) -> np.ndarray:
-    """Width against height: of the standard deviations of the ink, the logarithm to base 2."""
+    """log2 of width over height, each the standard deviation of the ink."""
     xx, _, yy = moments(pixels)
     return np.log2(np.maximum(xx, 1e-9) / np.maximum(yy, 1e-9)) / 2
 
@@ -67,52 +69,53 @@ WRITTEN = (
     Attribute("thickness", thickness, "thin", "thick", 0.25),
     Attribute("slant", slant, "leaning left", "leaning right", 0.2),
 )
-DRAWN = (  # QuickDraw's pen is always the same
+DRAWN = (  # QuickDraw's pen always has the same width
     Attribute("ink", ink, "simple", "detailed", 0.25),
     Attribute("shape", shape, "tall", "wide", 0.25),
 )
 
 
-def of_dataset(dataset: str) -> tuple[Attribute, ...]:
-    return DRAWN if dataset == "quickdraw" else WRITTEN
+def of_dataset(config) -> tuple[Attribute, ...]:
+    return DRAWN if data_kind(config) == "quickdraw" else WRITTEN
 
 
 def measured(config, pixels: np.ndarray) -> np.ndarray:
-    """pixels uint8 (n, 28, 28) -> measures (n, attributes), which are kept under --data-dir."""
-    measures = [x.measure for x in of_dataset(config.dataset)]
+    """pixels uint8 (n, 28, 28) -> measures (n, attributes), cached in --data-dir."""
+    names = [attribute.measure.__name__ for attribute in of_dataset(config)]
+    return memory(config.data_dir).cache(measure_all)(pixels, names)
 
-    def compute():
-        parts = Progress(np.split(pixels, range(500, len(pixels), 500)), "attributes", unit="500")
-        return {"values": np.concatenate([np.stack([x(y) for x in measures], 1) for y in parts])}
 
-    folder, name = config.data_dir / "attributes", "_".join(x.__name__ for x in measures)
-    return kept(folder, name, [pixels], compute, sys.modules[__name__])["values"]
+def measure_all(pixels: np.ndarray, names: list[str]) -> np.ndarray:
+    """names: of functions in this file."""
+    parts, measures = np.split(pixels, range(500, len(pixels), 500)), [globals()[x] for x in names]
+    bar = progress(parts, "measuring attributes", unit="500 images")
+    return np.concatenate([np.stack([measure(x) for measure in measures], 1) for x in bar])
 
 
 def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
     """values: measured() of all training images -> attribute -> word -> where it begins.
 
-    What separates nothing, or whose words name a class, is left out, which a line says.
+    Attributes in which the images hardly differ, or whose words name a class, are left out.
     """
     chosen, names = {}, {word for name in config.classes for word in name.lower().split()}
-    for attribute, value in zip(of_dataset(config.dataset), values.T):
+    for attribute, value in zip(of_dataset(config), values.T):
         words, q = (attribute.low, attribute.high), attribute.quantile
         known = value[~np.isnan(value)]
         low, high = np.quantile(known, [q, 1 - q]) if len(known) else (0.0, 0.0)
         if min((value < low).mean(), (value > high).mean()) < LEAST:
-            why = f"the training images are too much alike in {attribute.name}"
+            why = f"the training images hardly differ in {attribute.name}"
         elif names & {*" ".join(words).split()}:
-            why = "its words name a class"
+            why = "a class has such a name"
         else:
             chosen[attribute.name] = dict(zip(words, (float(low), float(high))))
             continue
-        say(f"{config.dataset}: no caption says {words[0]} or {words[1]}: {why}")
+        say(f"{config.dataset}: captions without {words[0]} and {words[1]}, since {why}")
     return chosen
 
 
 def states(config, values: np.ndarray, chosen: dict) -> np.ndarray:
     """-> int8 (n, len(chosen)): -1 where an image is low, 1 where it is high, 0 between."""
-    names = [x.name for x in of_dataset(config.dataset)]
+    names = [attribute.name for attribute in of_dataset(config)]
     result = np.zeros((len(values), len(chosen)), np.int8)
     for column, (name, words) in zip(result.T, chosen.items()):
         value, (low, high) = values[:, names.index(name)], words.values()

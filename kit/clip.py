@@ -1,5 +1,7 @@
-"""CLIP checkpoints in OpenAI's formats, through OpenAI's own package."""
+"""CLIP checkpoints (Radford et al. 2021), through the model and the tokenizer of OpenAI's package."""
 
+import functools
+import importlib.util
 import re
 import sys
 import types
@@ -7,100 +9,103 @@ import warnings
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.base import UserError, check_sums, expanded, load_tensors, not_finite, reading
-from kit.downloads import fetch
+from kit.files import UserError, load_tensors, memory, progress, reading
+from kit.words import readable
+
+LENGTH, START, END = 77, 49406, 49407  # tokens of a text; the first and the last one
+MANY = 500  # texts that are worth a file in the cache
 
 
-def import_clip():
-    """OpenAI's package, without two things that it imports.
-
-    It wants pkg_resources.packaging, which new setuptools lack, and torchvision's transforms, which
-    take longer to import than an image to draw, and which nothing here uses.
-    """
-    if "clip" not in sys.modules:
-        import packaging.version
-
-        names = "Compose", "Resize", "CenterCrop", "ToTensor", "Normalize"
-        stand_ins = {"pkg_resources": types.SimpleNamespace(packaging=packaging)}
-        if "torchvision" not in sys.modules:
-            transforms = types.SimpleNamespace(**{name: later(name) for name in names})
-            stand_ins["torchvision.transforms"] = transforms
-        before = {name: sys.modules.get(name) for name in stand_ins}
-        sys.modules.update(stand_ins)
-        try:
-            import clip
-        except ImportError as error:
-            raise UserError(f"{error}: pip install clip-anytorch ftfy regex") from None
-        finally:
-            for name, module in before.items():
-                sys.modules[name] = module
-                if module is None:
-                    del sys.modules[name]
-    import clip
-
-    if not hasattr(clip, "tokenize"):
-        raise UserError("this clip is not OpenAI's: pip uninstall clip; pip install clip-anytorch")
-    return clip
+@functools.cache
+def clip_module(name: str):
+    """clip.<name>, without clip/__init__.py: it imports torchvision and the outdated pkg_resources."""
+    spec = importlib.util.find_spec("clip") if "clip" not in sys.modules else None
+    if spec is not None:
+        sys.modules["clip"] = types.ModuleType("clip")
+        sys.modules["clip"].__path__ = spec.submodule_search_locations
+    try:
+        return importlib.import_module(f"clip.{name}")
+    except ImportError as error:
+        raise UserError(f"{error}; pip install clip-anytorch ftfy regex") from None
+    finally:
+        if spec is not None:  # a later `import clip` gets the whole package
+            del sys.modules["clip"]
 
 
-def later(name: str):
-    """torchvision.transforms.<name>, imported when it is called: clip.load() still works."""
+@functools.cache
+def tokenizer():
+    return clip_module("simple_tokenizer").SimpleTokenizer()
 
-    def call(*args, **kwargs):
-        from torchvision import transforms
 
-        return getattr(transforms, name)(*args, **kwargs)
-
-    return call
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """-> token ids (n, 77), padded with 0. UserError for a text that is too long."""
+    rows = torch.zeros(len(texts), LENGTH, dtype=torch.long)
+    for row, text in zip(rows, texts):
+        # An apostrophe that opens a quotation would be read as the end of a word: 'seven as 's even.
+        tokens = tokenizer().encode(re.sub(r"(?<!\w)['‘’]", " ", text))
+        tokens = torch.tensor([START, *tokens, END])
+        if len(tokens) > LENGTH:
+            raise UserError(f"too long for CLIP, which reads {LENGTH} tokens: {text[:60]}...")
+        row[: len(tokens)] = tokens
+    return rows
 
 
 class Clip:
-    """A CLIP checkpoint (Radford et al. 2021).
+    """A CLIP. Both encoders return float32 rows of length 1.
 
-    The rows of both encoders' results are float32 and of length 1.
+    name, crc32 tell CLIPs apart; dim is the number of entries of a row.
     """
 
-    def __init__(self, name: str, path: Path, device: torch.device):
-        with reading(path, "it is no CLIP checkpoint, or damaged"):
+    def __init__(self, name: str, path: Path, device: torch.device, data_dir: Path):
+        with reading(path, "it is no CLIP checkpoint, or damaged; choose another with --clip"):
             state = read_state(path)
-            self.learned = state.pop("learned", None)  # of ours: the data set and its classes
-            bad = not_finite(state)
-            if bad:
-                raise ValueError(f"{bad} holds numbers that are none")
-            self.model = import_clip().model.build_model(state).float().to(device)
-            self.crc32 = zlib.crc32(path.read_bytes())  # tells two files of one name apart
+            self.learned = state.pop("learned", None)  # of tiny CLIP: the data set and its classes
+            if not all(weight.isfinite().all() for weight in state.values()):
+                raise ValueError("a weight in it is not finite")
+            self.model = clip_module("model").build_model(state).float().to(device)
+            self.crc32 = zlib.crc32(path.read_bytes())
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
+        self.memory, self.known = memory(data_dir), {}
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        """-> (n, dim) on the device. Each distinct text is read once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        read = self.memory.cache(read_texts, ignore=["clip"]) if len(new) > MANY else read_texts
+        self.known |= zip(new, torch.from_numpy(read(self, self.crc32, new)))
+        return torch.stack([self.known[text] for text in texts]).to(self.device)
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim). UserError for a text of more than 77 tokens, its two end marks included."""
-        # CLIP's tokenizer would read 'seven as 's even.
-        texts = [re.sub(r"(?<!\w)['‘’]", " ", text) for text in texts]
-        try:
-            tokens = import_clip().tokenize(texts)  # (n, 77)
-        except RuntimeError:
-            longest = max(texts, key=len)[:60]
-            raise UserError(f"too long for CLIP, which reads 77 tokens: {longest}...") from None
-        parts = [self.model.encode_text(part.to(self.device)) for part in tokens.split(256)]
-        return F.normalize(torch.cat(parts), dim=-1)
+        """-> (n, dim). UserError for a text of more than 77 tokens."""
+        parts = tokenize(texts).to(self.device).split(256)
+        return F.normalize(torch.cat([self.model.encode_text(part) for part in parts]), dim=-1)
 
     @torch.no_grad()
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """images (n, 1, H, W) in [-1, 1] -> (n, dim)."""
-        size, parts = self.model.visual.input_resolution, []
-        for part in images.split(256):
-            parts.append(self.model.encode_image(clip_pixels(part, size).to(self.device)))
+        size, parts = self.model.visual.input_resolution, images.split(256)
+        parts = [self.model.encode_image(clip_pixels(x, size).to(self.device)) for x in parts]
         return F.normalize(torch.cat(parts), dim=-1)
+
+
+def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
+    """-> (n, dim). One by one, so that a vector does not depend on the other texts.
+
+    crc32: of the CLIP, for the cache.
+    """
+    bar = progress(texts, "reading captions", unit="text", leave=False)
+    rows = [clip.encode_text([readable(text)])[0].cpu().numpy() for text in bar]
+    return np.array(rows, np.float32).reshape(-1, clip.dim)
 
 
 def read_state(path: Path) -> dict:
     """The weights in a TorchScript archive, which is OpenAI's format, or in a state dict."""
-    check_sums(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit announces its retirement
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
         try:
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
         except RuntimeError:
@@ -108,21 +113,8 @@ def read_state(path: Path) -> dict:
 
 
 def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
-    """images (n, 1, H, W) in [-1, 1] -> (n, 3, size, size), normalised as CLIP's training was."""
+    """images (n, 1, H, W) in [-1, 1] -> (n, 3, size, size), normalised as for CLIP's training."""
     images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
     mean = images.new_tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = images.new_tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     return ((images + 1) / 2 - mean) / std
-
-
-def fetch_clip(name: str) -> Path:
-    """One of OpenAI's checkpoints, from their package's cache or their host, SHA-256 checked."""
-    url = import_clip().clip._MODELS[name]
-    sha256, file = url.split("/")[-2:]
-    home = expanded("~")
-    if str(home) == "~":
-        raise UserError(f"{name}: this account has no home folder to keep it in")
-    try:
-        return fetch(url, home / ".cache" / "clip" / file, sha256)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None

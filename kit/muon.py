@@ -12,12 +12,7 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon takes matrices alone, and works in bfloat16, which costs more than the whole
     rest of a step on a processor that has none.
-
-    A GradScaler leaves unscaling and overflows to it, and so need not wait for the device: where a
-    gradient is no number, AdamW's weights stay, and Muon's move on by their momentum.
     """
-
-    _step_supports_amp_scaling = True  # then a GradScaler sets grad_scale, found_inf for a step
 
     def __init__(self, parameters, lr: float, muon_lr: float = 0.02, momentum: float = 0.95):
         parameters = list(parameters)
@@ -33,8 +28,6 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         muon, others = self.param_groups
         self.adamw.param_groups, self.adamw.state = [others], self.state  # a checkpoint's, maybe
-        for name in ("grad_scale", "found_inf"):
-            setattr(self.adamw, name, getattr(self, name, None))
         self.adamw.step()
         weights = [weight for weight in muon["params"] if weight.grad is not None]  # not frozen
         for weight, update in zip(weights, orthogonal([self.momentum(w) for w in weights])):
@@ -47,8 +40,6 @@ class Muon(torch.optim.Optimizer):
         keep, state, gradient = self.param_groups[0]["momentum"], self.state[weight], weight.grad
         if not state:
             state["mean"] = torch.zeros_like(weight)  # of the gradients
-        if getattr(self, "grad_scale", None) is not None:
-            gradient = torch.where(self.found_inf > 0, 0, gradient / self.grad_scale)
         state["mean"].lerp_(gradient, 1 - keep)
         return gradient.lerp(state["mean"], keep).flatten(1)
 

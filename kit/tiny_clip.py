@@ -9,12 +9,13 @@ Captions  Most are the class word among random tokens. From fixed sentences the 
           the sentences; among noise it can only learn to find the word, and so it understands
           phrasings it never saw.
 Command   python -m kit.tiny_clip --dataset mnist --out my_clip.pt
-          to draw with it: --clip my_clip.pt. --out assets/tiny_clip.pt replaces the repository's,
-          and runs made with that are refused; other data sets have theirs in data/tiny_clip
+          use it with --clip my_clip.pt; those of other data sets are kept in data/tiny_clip
 Result    98.4 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
 """
 
+import json
 import time
+import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,66 +23,63 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kit import attributes, datasets
-from kit.base import (
-    ROOT,
-    Progress,
-    UserError,
-    cli,
-    crc32,
-    pick_device,
-    reading,
-    save_file,
-    say,
-    tell,
-)
 from kit.captions import Captions
-from kit.clip import Clip, clip_pixels, import_clip
-from kit.datasets import TRAIN_TEMPLATES, phrasings
-from kit.flags import DataConfig, flag
-from kit.images import EMBEDDED as DIGIT_IMAGES
-from kit.images import embedded_mnist, jitter, load_dataset, to_images
-from kit.locks import Halfway, check_own, make_once
+from kit.clip import Clip, clip_module, clip_pixels, tokenize, tokenizer
+from kit.config import DataConfig
+from kit.data import EMBEDDED, embedded_mnist, jitter, load_dataset, to_images
+from kit.files import ROOT, UserError, download, lock, progress, save_file, say
+from kit.words import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words, phrasings
 
-EMBEDDED = ROOT / "assets" / "tiny_clip.pt"  # not there in a notebook
+SHIPPED = ROOT / "assets" / "tiny_clip.pt"  # of MNIST; missing in a notebook
+VIT = "https://openaipublic.azureedge.net/clip/models/"
+VIT += "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
 STEPS, IMAGES, OTHERS, LR = 2600, 40, 8, 2e-3  # images of a step, captions of other images
-P_NAMELESS = 0.2  # share of captions among those with words that name no class
+P_NAMELESS = 0.2  # share of captions among those with attribute words that name no class
 P_NOISE, MAX_NOISE = 0.75, 40  # share of captions among random tokens; most of these in one
 
 
-# ── The one that a data set needs ──
+# ── Which CLIP ──
 
 
-def load_tiny(config, device: torch.device) -> Clip:
-    """The tiny CLIP of just these images, trained now if it is not there."""
-    file = tiny_path(config)
-    if not file.is_file():
-        made = make_once(file, "CLIP", lambda: make(file, config, device, STEPS, 0))
-        if made:  # not by another process
-            say(f"CLIP: {made}")
-    return check_learned(Clip("tiny", file, device), file, config)
+def load_clip(config, device: torch.device) -> Clip:
+    """The CLIP that --clip names; auto: ViT-B/32, or tiny where that cannot be had.
 
-
-def tiny_path(config) -> Path:
-    if config.dataset == "mnist" and EMBEDDED.parent.exists():
-        return EMBEDDED
-    # An earlier version made some without this word, which know no attributes.
-    return config.data_dir / "tiny_clip" / f"words_{datasets.file_name(config)}"
-
-
-def check_learned(clip: Clip, file: Path, config) -> Clip:
-    """-> clip, unless it is one of ours that learned to read something else than config says."""
-    embedded = ("mnist", datasets.DIGITS) if file.resolve() == EMBEDDED else None
-    with reading(file, "it is damaged: train it again"):
-        dataset, classes = clip.learned or embedded or (config.dataset, config.classes)
-        classes = [name.strip() for name in classes]  # they are text
-    if dataset != config.dataset or {*classes} != {*config.classes}:
-        learned = f"{dataset} ({', '.join(classes[:4])}, ...)"
-        raise UserError(f"{file} learned to read {learned}, not what is asked")
+    UserError if it cannot be had, or if it is a tiny CLIP of other classes.
+    """
+    if config.clip in ("auto", "ViT-B/32"):
+        path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it
+        try:
+            path = download(VIT, path, VIT.split("/")[-2])
+            return Clip("ViT-B/32", path, device, config.data_dir)
+        except UserError as error:
+            if config.clip != "auto":
+                raise
+            say(f"CLIP: {error.text}; using tiny CLIP")
+    if config.clip in ("auto", "tiny"):
+        name, path = "tiny", tiny_path(config)
+        if not path.exists():
+            held = lock(path)
+            if not path.exists():  # another process may have made it
+                make(config, path, device)
+            held.release()
+    else:
+        name, path = config.clip, Path(config.clip).expanduser()
+        if not path.is_file():
+            raise UserError(f"--clip {name}: no such file; choose tiny, ViT-B/32 or a file")
+    clip = Clip(name, path, device, config.data_dir)
+    if clip.learned and [*clip.learned[1]] != [*config.classes]:
+        raise UserError(f"{path} was trained for {', '.join(clip.learned[1][:5])}, ...")
     return clip
 
 
-# ── Training ours ──
+def tiny_path(config) -> Path:
+    if config.name == "mnist" and SHIPPED.exists():
+        return SHIPPED
+    key = zlib.crc32(json.dumps(config.classes).encode())
+    return config.data_dir / "tiny_clip" / f"{config.name}_{key:08x}.pt"
+
+
+# ── Training ──
 
 
 def build_clip():
@@ -89,7 +87,7 @@ def build_clip():
     image = {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 10}
     text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
     tokens = {"context_length": 77, "vocab_size": 49408}
-    clip = import_clip().model.CLIP
+    clip = clip_module("model").CLIP
     return clip(embed_dim=64, vision_patch_size=None, **image, **tokens, **text).float()
 
 
@@ -99,12 +97,12 @@ Vocabulary = namedtuple("Vocabulary", "tokens names words known letters")
 
 
 def vocabulary_of(config, captions: Captions) -> Vocabulary:
-    encode = import_clip().clip._tokenizer.encode
-    names = [[encode(word) for word in pair] for pair in datasets.class_words(config)]
+    encode = tokenizer().encode
+    names = [[encode(word) for word in pair] for pair in class_words(config)]
     words = [[encode(word) for word in pair] for pair in captions.words]
     known = {token for pair in names + words for word in pair for token in word}
     letters = [token for token in (320, 328) if token in known]
-    return Vocabulary(import_clip().tokenize(captions.sentences), names, words, known, letters)
+    return Vocabulary(tokenize(captions.sentences), names, words, known, letters)
 
 
 def noise(n: int, vocabulary: Vocabulary, letters: bool) -> list[int]:
@@ -164,22 +162,15 @@ def contrastive_loss(
     return (of_image + of_text) / 2
 
 
-def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tensor, steps: int,
-          seed: int, file: Path):  # fmt: skip
-    """pixels uint8 (N, 28, 28), labels (N,) -> the trained model, in evaluation mode.
-
-    file: what it is for; beside it is kept how far the training has come.
-    """
+def train(config, pixels, labels, device: torch.device, steps: int = STEPS, seed: int = 0):
+    """pixels uint8 (N, 28, 28), labels (N,) -> the trained clip.model.CLIP, in evaluation mode."""
     torch.manual_seed(seed)
-    captions = captions_of(config, pixels, labels)
+    captions = Captions(config, pixels, labels, None)
     vocabulary = vocabulary_of(config, captions)
     model = build_clip().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
-    key = f"{config.dataset} {config.classes} {steps} {seed} {crc32(pixels.numpy()):08x}"
-    training = Halfway(file, key, model=model, optimizer=optimizer, schedule=schedule)
-    options = {"unit": "step", "total": steps, "initial": training.step, "leave": False}
-    bar = Progress(training.steps(steps), "tiny CLIP", **options)
+    bar = progress(range(steps), "training tiny CLIP", unit="step", leave=False)
     for _ in bar:
         i = captions.draw(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
@@ -189,17 +180,8 @@ def train(config, device: torch.device, pixels: torch.Tensor, labels: torch.Tens
         loss.backward()
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    training.done()
+        bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     return model.eval()
-
-
-def captions_of(config, pixels: torch.Tensor, labels: torch.Tensor, chosen=None) -> Captions:
-    """chosen: attributes.thresholds(), else those of these pixels."""
-    values = attributes.measured(config, pixels.numpy())
-    chosen = attributes.thresholds(config, values) if chosen is None else chosen
-    states = torch.from_numpy(attributes.states(config, values, chosen))
-    return Captions(config, labels, states, chosen.values())
 
 
 # ── Reading with it ──
@@ -220,7 +202,7 @@ def measure(clip: Clip, config, pixels: torch.Tensor, labels: torch.Tensor) -> d
     """Zero-shot accuracy on pixels; share of held-out phrasings nearest to the class they name."""
     classes = class_vectors(clip, config)
     asked = []
-    for label, group in enumerate(phrasings(config, datasets.HELDOUT_TEMPLATES)):
+    for label, group in enumerate(phrasings(config, HELDOUT_TEMPLATES)):
         asked.append((clip.encode_text(group) @ classes.T).argmax(1) == label)
     seen = [clip.encode_image(to_images(part)) @ classes.T for part in pixels.split(1000)]
     right = torch.cat(seen).argmax(1) == labels.to(classes.device)
@@ -228,71 +210,42 @@ def measure(clip: Clip, config, pixels: torch.Tensor, labels: torch.Tensor) -> d
     return {name: share.float().mean().item() for name, share in shares.items()}
 
 
-@torch.no_grad()
-def measure_words(clip: Clip, config, captions: Captions, pixels: torch.Tensor) -> dict[str, float]:
-    """Attribute word -> of the images that it fits, the share that are nearer to "{word} {class}"
-    than to the same with the opposite word, in held-out phrasings.
-    """
-    vectors, shares = clip.encode_image(to_images(pixels)), {}
-    for k, pair in enumerate(captions.words):
-        scores = []
-        for word in pair:
-            texts = phrasings(config, datasets.HELDOUT_TEMPLATES, (word,))
-            means = torch.stack([clip.encode_text(group).mean(0) for group in texts])  # (C, dim)
-            scores.append((vectors * F.normalize(means, dim=-1)[captions.labels]).sum(1))
-        for word, state, sign in zip(pair, (-1, 1), (1, -1)):
-            fits = captions.states[:, k] == state
-            shares[word] = (sign * (scores[0] - scores[1]) > 0)[fits].float().mean().item()
-    return shares
-
-
 # ── A file of it ──
 
 
-def real_images(config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> pixels, labels. Of MNIST the embedded: assets/tiny_clip.pt was made of them."""
-    if config.dataset == "mnist" and DIGIT_IMAGES[split].exists():
-        return embedded_mnist(split)
-    return load_dataset(config, split)[:2]
-
-
-def make(file: Path, config, device: torch.device, steps: int, seed: int) -> str:
-    """Train one and write it to a file; -> how well it reads what it never saw."""
-    pixels, labels = real_images(config, "train")
-    start = time.time()
-    what = f"training a tiny one for {config.dataset}, once; it will be kept at {file}"
-    say(f"CLIP: {what}")
-    # In half precision, since most of the file is the table of 49,408 tokens.
-    model = train(config, device, pixels, labels, steps, seed, file).half()
-    state = {**model.state_dict(), "learned": [config.dataset, config.classes]}
-    save_file(file, lambda content: torch.save(state, content))
-    clip, held_out = Clip("tiny", file, device), real_images(config, "test")
-    chosen = attributes.thresholds(config, attributes.measured(config, pixels.numpy()))
-    result = measure(clip, config, *held_out)
-    result |= measure_words(clip, config, captions_of(config, *held_out, chosen), held_out[0])
-    seen = ", ".join(f"{name} {share:.1%}" for name, share in result.items())
-    size, seconds = file.stat().st_size / 1e6, time.time() - start
-    return f"{file}: {size:.2f} MB, {seconds:.0f} s; accuracy on what it never saw: {seen}"
+def make(config, path: Path, device: torch.device, steps: int = STEPS, seed: int = 0) -> None:
+    """Train one for the classes of config and write it to path."""
+    say(f"CLIP: training a tiny one for {config.name}, once; it is kept in {path}")
+    start, embedded = time.time(), config.name == "mnist" and EMBEDDED["train"].exists()
+    train_set, test_set = (
+        embedded_mnist(split) if embedded else load_dataset(config, split)[:2]
+        for split in ("train", "test")
+    )  # fmt: skip
+    model = train(config, *train_set, device, steps, seed).half()  # the file is half as large
+    state = {**model.state_dict(), "learned": [config.name, [*config.classes]]}
+    save_file(path, lambda file: torch.save(state, file))
+    shares = measure(Clip("tiny", path, device, config.data_dir), config, *test_set)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    say(f"CLIP: {path}, {time.time() - start:.0f} s; right on held-out data: {shares}")
 
 
 @dataclass
 class Config(DataConfig):
-    out: Path | None = flag(None, "the file to write (where the models look for it)")
-    train_steps: int = flag(STEPS, "optimiser steps", 1, 10**7)
-    seed: int = flag(0, "of the training", 0, 2**31)
-    device: str = flag("cpu", "cpu, cuda, ...")
+    """Train a small CLIP."""
+
+    out: Path | None = None  # the file to write; without it, the one that the scripts look for
+    train_steps: int = STEPS  # optimiser steps
+    seed: int = 0  # of the training
+    device: str = "cpu"  # cpu, cuda, ...
 
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    datasets.settle_classes(config)
-    device = pick_device(config.device)
-    file = config.out or tiny_path(config)
-    what = "a CLIP that this has trained"
-    check_own(file, config.out is not None, what, lambda: Clip("", file, device).learned)
-    steps, seed = config.train_steps, config.seed
-    tell(make_once(file, "CLIP", lambda: make(file, config, device, steps, seed), again=True))
+    path = config.out or tiny_path(config)
+    if path.exists():
+        raise UserError(f"{path} exists; choose another file with --out, or move it away")
+    make(config, path, torch.device(config.device), config.train_steps, config.seed)
 
 
 if __name__ == "__main__":
-    cli(main)
+    main()

@@ -1,0 +1,200 @@
+"""Files and messages: one-line errors, safe saving, locks, caches, downloads, progress bars."""
+
+import contextlib
+import hashlib
+import io
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from joblib import Memory
+from torch import distributed
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository
+LAUNCHED = distributed.is_available() and distributed.is_torchelastic_launched()  # by torchrun
+RANK = int(os.environ["RANK"]) if LAUNCHED else 0  # of this process; the first one writes files
+TIMEOUT = 15  # seconds to wait for a host
+
+# ── Messages ──
+
+
+class UserError(SystemExit):
+    """A problem that the user can fix: Python prints it as one line and exits with code 1."""
+
+    def __init__(self, text: str):
+        self.text = text.replace("\r", "\\r").replace("\n", "\\n")
+        super().__init__(f"error: {self.text}")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
+
+
+def say(text: str) -> None:
+    """Print to stderr; of several processes only the first does."""
+    if RANK == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str):
+    """Turn any exception that a missing, damaged or edited file raises into a UserError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {remedy}") from None
+    except Exception as error:  # zlib's, pickle's, zipfile's, json's, ...
+        why = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path} cannot be read ({why}); {remedy}") from None
+
+
+class progress(tqdm):
+    """A progress bar; where stderr is no terminal, a line every ten seconds."""
+
+    def __init__(self, *args, **options):
+        self.printed = time.monotonic()
+        terminal = sys.stderr.isatty()
+        super().__init__(*args, **{"leave": terminal, "disable": RANK > 0, **options})
+
+    def display(self, *args, **kwargs):
+        if sys.stderr.isatty():
+            return super().display(*args, **kwargs)
+        if time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
+            say(str(self))
+
+
+# ── Reading and saving ──
+
+
+def save_file(path: Path, write) -> None:
+    """Call write(file) on a temporary file, then rename it: path is never half written."""
+    content, temporary = io.BytesIO(), path.with_name(f".{path.name}.part")
+    write(content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    save_file(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def save_table(path: Path, rows, float_format: str | None = None) -> None:
+    """Write a CSV file. rows: a DataFrame or a list of dicts."""
+    import pandas as pd  # takes 0.3 s; a prompt needs none
+
+    text = pd.DataFrame(rows).to_csv(index=False, float_format=float_format, lineterminator="\n")
+    save_file(path, lambda file: file.write(text.encode()))
+
+
+def load_tensors(path: Path):
+    """Read what torch.save() wrote, without unpickling code. ValueError if it is damaged."""
+    with zipfile.ZipFile(path) as archive:  # torch.load() compares no checksums
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"{damaged} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def memory(folder: Path) -> Memory:
+    """A cache on disk of what functions return, found by the content of their arguments."""
+    return Memory(folder / "cache" if os.access(folder.parent, os.W_OK) else None, verbose=0)
+
+
+# ── Locks and downloads ──
+
+
+def lock(path: Path, wait: bool = True) -> FileLock:
+    """Lock path until .release() or the end of this process, which may take the lock twice.
+
+    UserError if another process has it and wait is False.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(name, is_singleton=True, thread_local=False, mode=0o666)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise UserError(f"another process is using {path}; wait until it ends") from None
+            say(f"waiting for another process, which is making {path}")
+            held.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return held
+
+
+def check_host(url: str) -> None:
+    """UserError if the host of url does not answer in time, or says no.
+
+    In a thread, since no time-out of a socket ends the wait for a name server.
+    """
+    answers = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=TIMEOUT).close()
+            answers.append(None)
+        except Exception as error:  # of many kinds
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    if not answers or answers[0]:
+        why = one_line(answers[0]) if answers else f"no answer within {TIMEOUT} s"
+        raise UserError(f"{url.split('/')[2]} cannot be reached ({why})")
+
+
+@contextlib.contextmanager
+def network(url: str):
+    """In this block a failed or stalled download of url becomes a UserError."""
+    check_host(url)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    except Exception as error:  # of many kinds
+        raise UserError(f"{url} cannot be downloaded ({one_line(error)})") from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def download(url: str, path: Path, sha256: str) -> Path:
+    """Download url to path unless it is there. sha256: the first digits of its hash, checked."""
+    if not path.exists():
+        held = lock(path)
+        try:
+            if not path.exists():
+                with network(url):
+                    torch.hub.download_url_to_file(url, str(path), sha256, progress=RANK == 0)
+        finally:
+            held.release()
+    with reading(path, "move it away, and it is downloaded again"):
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+            raise ValueError("its SHA-256 is not the expected one")
+    return path

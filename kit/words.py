@@ -1,0 +1,193 @@
+"""The words of prompts: classes of each data set, the words for them, templates of sentences."""
+
+import difflib
+import re
+import unicodedata
+from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
+
+from kit.files import ROOT, UserError
+
+DATASETS = "mnist", "emnist", "quickdraw"
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+EMNIST_SPLITS = {  # Cohen et al. 2017
+    "letters": ascii_uppercase,
+    "balanced": digits + ascii_uppercase + "abdefghnqrt",
+    "byclass": digits + ascii_uppercase + ascii_lowercase,
+    "digits": digits,
+}
+DRAWINGS = tuple("apple bicycle cat eyeglasses fish house rainbow star train tree".split())
+CATEGORIES = ROOT / "assets" / "quickdraw_categories.txt"  # missing in a notebook
+LONGEST = 48  # bytes in the name of a class: CLIP reads at most 77 tokens
+
+# ── Templates of prompts; {} is a word for a class ──
+
+TRAIN_TEMPLATES = {
+    "mnist": (
+        "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|handwritten digit {}|"
+        "a photo of the number {}|a drawing of a {}|an image of the digit {}|a white {} on black|"
+        "please draw a {}|write the number {}|the numeral {} in handwriting|{}, handwritten"
+    ).split("|"),
+    "emnist": (
+        "{}|a {}|the {}|a handwritten {}|handwritten {}|a photo of the {}|a drawing of a {}|"
+        "an image of the {}|a white {} on black|please draw a {}|write the {}|"
+        "the {} in handwriting|{}, handwritten|{} in white ink"
+    ).split("|"),
+    "quickdraw": (
+        "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|an image of {}|"
+        "the outline of {}|please draw {}|{}, drawn in seconds|{} in white on black|"
+        "a plain drawing of {}|{}: a doodle|draw me {}"
+    ).split("|"),
+}
+HELDOUT_TEMPLATES = {  # no model is trained on these, nor is tiny CLIP
+    "mnist": (
+        "show me the figure {}|{} written with a pen|I would like a {} please|"
+        "someone scribbled {} on paper|what does {} look like?|"
+        "a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
+        "a child's attempt at writing {}|just {} and nothing else|"
+        "chalk on a blackboard: {}|could you sketch {} for me"
+    ).split("|"),
+    "emnist": (
+        "show me the character {}|{} written with a pen|I would like a {} please|"
+        "someone scribbled {} on paper|what does {} look like?|a scan of an old page with {} in it|"
+        "my favourite is {}|give me {}!|a child's attempt at writing {}|just {} and nothing else|"
+        "chalk on a blackboard: {}|could you sketch {} for me"
+    ).split("|"),
+    "quickdraw": (
+        "show me {}|can you scribble {} for me?|I would like {} please|{} scribbled on a napkin|"
+        "my favourite is {}|what does {} look like?|chalk on a blackboard: {}|give me {}!|"
+        "just {} and nothing else|guess what this is: {}|a child's attempt at {}|"
+        "somebody drew {} with a pen"
+    ).split("|"),
+}
+
+TRAIN_TEMPLATES["folder"] = TRAIN_TEMPLATES["quickdraw"]
+HELDOUT_TEMPLATES["folder"] = HELDOUT_TEMPLATES["quickdraw"]
+
+# ── Classes ──
+
+
+def data_kind(config) -> str:
+    """mnist, emnist, quickdraw, or folder."""
+    return config.dataset if config.dataset in DATASETS else "folder"
+
+
+def class_names(config) -> tuple[str, ...]:
+    """The classes of config.dataset, in the order of their labels. UserError for bad names."""
+    kind = data_kind(config)
+    if kind == "mnist":
+        return DIGITS
+    if kind == "emnist":
+        return tuple(EMNIST_SPLITS[config.emnist_split])
+    if kind == "quickdraw":
+        return check_categories(config.classes or DRAWINGS)
+    if not Path(config.dataset).is_dir() and config.classes:  # a trained run knows them
+        return config.classes
+    return tuple(class_folders(Path(config.dataset)))
+
+
+def check_categories(names: tuple[str, ...]) -> tuple[str, ...]:
+    known = CATEGORIES.read_text(encoding="utf-8").splitlines() if CATEGORIES.exists() else names
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            meant = f"; did you mean {' or '.join(near)}?" if near else ""
+            where = "assets/quickdraw_categories.txt lists all"
+            raise UserError(f"--classes: QuickDraw has no {name!r}{meant} ({where})")
+    if len({*names}) < max(2, len(names)):
+        raise UserError("--classes needs at least two different categories, with blanks between")
+    return names
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> the subfolders of its pictures. UserError if there are fewer than two."""
+    if not folder.is_dir():
+        known = ", ".join(DATASETS)
+        raise UserError(f"--dataset {folder}: neither a folder nor one of {known}")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name[0] not in ".@" and path.name != "__MACOSX":
+            found.setdefault(name_of_folder(path), []).append(path)
+    if len(found) < 2:
+        only = f"only {[*found][0]!r}" if found else "none"
+        raise UserError(f"{folder} needs a subfolder of pictures for each class; it has {only}")
+    return dict(sorted(found.items()))
+
+
+def name_of_folder(path: Path) -> str:
+    """Hot_dog -> hot dog. UserError for a name that no prompt can say."""
+    name = unicodedata.normalize("NFKC", path.name).lower()
+    name = " ".join(re.split(r"[_\-\s]+", name)).strip()
+    if not any(map(str.isalnum, name)) or len(name.encode("utf-8", "replace")) > LONGEST:
+        raise UserError(
+            f"rename the folder {ascii(str(path))}: it must be readable text of at most {LONGEST} bytes"
+        )
+    return name
+
+
+# ── Words for a class ──
+
+
+def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """The two ways in which a prompt may name each class, with attribute words (said)."""
+    kind, pairs = data_kind(config), []
+    for label, name in enumerate(config.classes):
+        if kind in ("quickdraw", "folder"):
+            phrase = with_words(name, said)
+            pairs.append((phrase, article(name, phrase) + phrase))
+        else:
+            pair = (name, str(label))
+            if kind == "emnist":
+                pair = letter_words(name, config.classes)
+            pairs.append(tuple(with_words(word, said) for word in pair))
+    return pairs
+
+
+def with_words(noun: str, said: tuple[str, ...]) -> str:
+    """seven; thick, leaning left -> thick seven leaning left."""
+    before = [word for word in said if " " not in word]
+    return " ".join([*before, noun, *(word for word in said if " " in word)])
+
+
+def article(name: str, phrase: str) -> str:
+    """The article before phrase, which begins with the class's name or with an adjective."""
+    plural = r".*(?<![uso])s|The .*"  # not octopus, hourglass, rhinoceros
+    if re.fullmatch(plural, name):
+        return ""
+    return "an " if re.match("[aeiou]|hour", phrase) else "a "
+
+
+def letter_words(name: str, classes: tuple[str, ...]) -> tuple[str, str]:
+    """CLIP ignores case: where both cases of a letter are classes, words tell them apart."""
+    if name in digits:
+        return name, DIGITS[int(name)]
+    if name.swapcase() not in classes:
+        return name, f"letter {name}"
+    if name.isupper():
+        return f"capital {name}", f"uppercase {name}"
+    return f"small {name}", f"lowercase {name}"
+
+
+def phrasings(config, templates: dict, said: tuple[str, ...] = ()) -> list[list[str]]:
+    """-> for each class a list of prompts: every template with both of its words.
+
+    said: attribute words that each prompt contains too.
+    """
+    chosen, words = templates[data_kind(config)], class_words(config, said)
+    return [[template.format(word) for template in chosen for word in pair] for pair in words]
+
+
+# ── Prompts that people type ──
+
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean: written without blanks
+
+
+def readable(text: str) -> str:
+    """text in plain instead of full-width characters, with blanks between English and Chinese."""
+    text = unicodedata.normalize("NFKC", text)
+    return re.sub(rf"(?<=[{CJK}])(?=[a-zA-Z0-9])|(?<=[a-zA-Z0-9])(?=[{CJK}])", " ", text)
+
+
+def names_a_class(config, text: str) -> bool:
+    words = [re.escape(readable(word)) for pair in class_words(config) for word in pair]
+    return bool(re.search(rf"\b({'|'.join(words)})\b", readable(text), re.IGNORECASE))

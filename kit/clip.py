@@ -22,7 +22,7 @@ MANY = 500  # texts that are worth a file in the cache
 
 @functools.cache
 def clip_module(name: str):
-    """clip.<name>, without clip/__init__.py: it imports torchvision and the outdated pkg_resources."""
+    """clip.<name>, without clip/__init__.py, which imports torchvision and pkg_resources."""
     spec = importlib.util.find_spec("clip") if "clip" not in sys.modules else None
     if spec is not None:
         sys.modules["clip"] = types.ModuleType("clip")
@@ -45,9 +45,8 @@ def tokenize(texts: list[str]) -> torch.Tensor:
     """-> token ids (n, 77), padded with 0. UserError for a text that is too long."""
     rows = torch.zeros(len(texts), LENGTH, dtype=torch.long)
     for row, text in zip(rows, texts):
-        # An apostrophe that opens a quotation would be read as the end of a word: 'seven as 's even.
-        tokens = tokenizer().encode(re.sub(r"(?<!\w)['‘’]", " ", text))
-        tokens = torch.tensor([START, *tokens, END])
+        text = re.sub(r"(?<!\w)['‘’]", " ", text)  # else 'seven is read as 's and even
+        tokens = torch.tensor([START, *tokenizer().encode(text), END])
         if len(tokens) > LENGTH:
             raise UserError(f"too long for CLIP, which reads {LENGTH} tokens: {text[:60]}...")
         row[: len(tokens)] = tokens

@@ -1,7 +1,6 @@
-"""MNIST, EMNIST, QuickDraw, or a folder: pixels uint8 in memory; and pixels as images."""
+"""MNIST, EMNIST, QuickDraw or a folder of pictures, as pixels uint8; pixels as images."""
 
 import gzip
-import hashlib
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -10,11 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.files import ROOT, TIMEOUT, UserError, load_arrays, lock, network, progress, reading
-from kit.files import one_line, save_file, say
-from kit.words import data_kind
+from kit.files import PATIENCE, ROOT, UserError, load_arrays, lock, network, reading, save_file, say
+from kit.words import EMNIST_SPLITS, data_kind
 
-EMBEDDED = {  # 5,000 digits of each split of MNIST, 500 of each class; missing in a notebook
+EMBEDDED = {  # split -> 5,000 digits of MNIST, 500 of each class; missing in a notebook
     "train": ROOT / "assets" / "mnist_5k.npz",
     "test": ROOT / "assets" / "mnist_test_5k.npz",
 }
@@ -32,10 +30,10 @@ def load_dataset(config, split: str = "train") -> tuple[torch.Tensor, torch.Tens
     if data_kind(config) == "emnist":
         return *emnist(config.data_dir, config.emnist_split, split), "EMNIST"
     if data_kind(config) == "quickdraw":
-        return *quickdraw(config, split), "QuickDraw"
+        return *every_tenth(quickdraw(config), split), "QuickDraw"
     from kit.folder import pictures  # other data sets need no Pillow
 
-    return *pictures(config, split), "folder"
+    return *every_tenth(pictures(config), split), "folder"
 
 
 def to_images(pixels: torch.Tensor) -> torch.Tensor:
@@ -67,39 +65,38 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
 def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
     """MNIST's files on disk, else torchvision's download, else the 5,000 embedded digits.
 
-    The test split is always the embedded one, if it is there, so that results are comparable.
+    The test split is always the embedded one, where it exists, so that results are comparable.
     """
     if split == "test" and EMBEDDED["test"].exists():
         return *embedded_mnist("test"), "embedded"
     part = "train" if split == "train" else "t10k"
-    place = root / "torchvision"  # a folder of its own: a download overwrites nothing
-    if not mnist_files(root, part):
-        try:
+    try:
+        if not mnist_files(root, part):
             with network(MNIST_URL):
                 from torchvision.datasets import MNIST
 
-                held = lock(place / "MNIST")
-                MNIST(place, download=True)
+                held = lock(root / "torchvision" / "MNIST")
+                MNIST(root / "torchvision", download=True)  # where it overwrites no file of a user
                 held.release()
-        except UserError as error:
-            how = f"put MNIST's four files into {root / 'MNIST' / 'raw'}"
-            if not EMBEDDED["train"].exists():
-                raise UserError(f"MNIST: {error.text}; {how}") from None
-            say(f"MNIST: {error.text}; using 5,000 embedded digits. To use all 60,000, {how}")
-            return *embedded_mnist("train"), "embedded"
+    except UserError as error:
+        how = f"to use all 60,000 digits, put MNIST's four files into {root / 'MNIST' / 'raw'}"
+        if not EMBEDDED["train"].exists():
+            raise UserError(f"MNIST: {error.text}; {how}") from None
+        say(f"MNIST: {error.text}; using 5,000 embedded digits ({how})")
+        return *embedded_mnist("train"), "embedded"
     images, labels = mnist_files(root, part)
     with reading(images, "move it and its labels away"):
         return *paired(read_idx(images), read_idx(labels), 10), "MNIST"
 
 
 def mnist_files(root: Path, part: str) -> list[Path]:
-    """part: train or t10k -> its images and labels under their usual names, packed or not."""
-    found = []
-    for kind in ("images", "labels"):
-        for folder in (root / "MNIST", root / "torchvision" / "MNIST"):
-            found += sorted(folder.rglob(f"{part}-{kind}[-.]idx?-ubyte*"))[:1]
-    same_folder = [path for path in found[1:] if path.parent == found[0].parent]
-    return [found[0], *same_folder[-1:]] if same_folder else []
+    """part train or t10k -> [images, labels] under their usual names, packed or not, or []."""
+    for folder in (root / "MNIST", root / "torchvision"):
+        for images in sorted(folder.rglob(f"{part}-images[-.]idx3-ubyte*")):
+            labels = sorted(images.parent.glob(f"{part}-labels[-.]idx1-ubyte*"))
+            if labels:
+                return [images, labels[0]]
+    return []
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -114,11 +111,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def paired(images: np.ndarray, labels: np.ndarray, classes: int):
-    """-> pixels uint8 (N, 28, 28), labels int64 (N,). ValueError if shapes or labels are wrong."""
-    if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or not len(labels):
-        raise ValueError(f"{images.shape} are no images of 28 x 28 for {len(labels)} labels")
-    if labels.max() >= classes:
-        raise ValueError(f"it has the label {labels.max()}, but there are {classes} classes")
+    """-> pixels uint8 (N, 28, 28), labels int64 (N,). ValueError for other shapes or labels."""
+    if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or labels.max() >= classes:
+        wanted = f"labels from 0 to {classes - 1} and as many images of 28 x 28"
+        raise ValueError(f"{images.shape}, labels to {labels.max()}; it takes {wanted}")
     return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
@@ -131,72 +127,75 @@ def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def emnist(root: Path, emnist_split: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """By torchvision (Cohen et al. 2017), but upright, and with labels that start from 0."""
-    try:
+    raw = root / "EMNIST" / "raw"
+    with reading(raw, "delete it, or put the right gzip.zip there"):
         from torchvision.datasets import EMNIST
-    except Exception as error:  # torchvision does not fit torch, or Python lacks a module
-        raise UserError(f"EMNIST: torchvision cannot be imported ({one_line(error)})") from None
-    archive, options = root / "EMNIST" / "raw" / "gzip.zip", {"train": split == "train"}
-    with reading(archive, f"delete {archive.parent}, or put {EMNIST.url} there"):
-        try:
-            data = EMNIST(root, emnist_split, **options)
-        except RuntimeError:  # it is not there yet
-            held = lock(archive)
+        from torchvision.datasets.utils import check_integrity
+
+        kinds, part = ("images-idx3", "labels-idx1"), "train" if split == "train" else "test"
+        names = [f"emnist-{emnist_split}-{part}-{kind}-ubyte" for kind in kinds]
+        if not all((raw / name).exists() for name in names):
+            held, archive = lock(raw / "gzip.zip"), raw / "gzip.zip"
             if not archive.exists():
-                say("EMNIST: downloading 540 MB, once")
+                say(f"EMNIST: downloading 540 MB from {EMNIST.url}, once")
                 with network(EMNIST.url):
                     EMNIST(root, emnist_split, download=True)
-            elif hashlib.md5(archive.read_bytes()).hexdigest() != EMNIST.md5:
-                raise ValueError("its MD5 is not the expected one") from None
-            data = EMNIST(root, emnist_split, download=True, **options)
+            elif not check_integrity(archive, EMNIST.md5):
+                raise ValueError("gzip.zip is another file, or damaged")
+            EMNIST(root, emnist_split, download=True)  # unpacks it
             held.release()
-        first = int(emnist_split == "letters")  # only this split counts from 1
-        pixels, labels = data.data.mT.contiguous(), data.targets.long() - first
-        return paired(pixels.numpy(), labels.numpy(), 10**6)
+        images, labels = (read_idx(raw / name) for name in names)
+        labels = labels - int(emnist_split == "letters")  # only this split counts from 1
+        pixels = images.swapaxes(1, 2)  # the files hold them mirrored at the diagonal
+        return paired(pixels, labels, len(EMNIST_SPLITS[emnist_split]))
 
 
 # ── QuickDraw ──
 
 
-def quickdraw(config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first --per-class drawings of each category; every tenth of them is the test split."""
-    folder, files = config.data_dir / "quickdraw", []
-    for name in progress(config.classes, "QuickDraw", unit="category", leave=False):
-        own, cut = folder / f"{name}.npy", folder / f"{name}_{config.per_class}.npy"
-        if not own.exists() and not cut.exists():
-            url = QUICKDRAW_URL + urllib.parse.quote(f"{name}.npy")
-            say(f"QuickDraw: downloading {name}; a file at {own} would be used instead")
+def quickdraw(config) -> list[np.ndarray]:
+    """-> for each class its first --per-class drawings, uint8 (n, 28, 28)."""
+    groups = []
+    for name in config.classes:
+        path = config.data_dir / "quickdraw" / f"{name}.npy"  # all of it, a user's
+        url = QUICKDRAW_URL + urllib.parse.quote(path.name)
+        if not path.exists():
+            path = path.with_name(f"{name}_{config.per_class}.npy")
+        if not path.exists():
+            say(f"QuickDraw: downloading {name}")
             with network(url):
                 drawings = fetch_drawings(url, config.per_class)
-            save_file(cut, lambda file, drawings=drawings: np.save(file, drawings))
-        files.append(own if own.exists() else cut)
-    groups = []
-    for path in files:
-        with reading(path, "move it away, and it is downloaded again"):
+            save_file(path, lambda file, drawings=drawings: np.save(file, drawings))
+        with reading(path, f"move it away, or put {url} there"):
             drawings = np.load(path, mmap_mode="r")[: config.per_class]
-            if drawings.dtype != np.uint8 or drawings.shape[1:] != (784,):
-                raise ValueError(f"it holds {drawings.dtype} {drawings.shape}, not bitmaps")
-        groups.append(drawings.reshape(-1, 28, 28))
-    return every_tenth(groups, split)
+            if drawings.dtype != np.uint8:
+                raise ValueError(f"it holds {drawings.dtype}, not bytes")
+            groups.append(drawings.reshape(-1, 28, 28))
+    return groups
 
 
 def fetch_drawings(url: str, n: int) -> np.ndarray:
-    """-> the first n rows of a .npy file uint8 (N, 784); the rest is not downloaded."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+    """-> the first n rows of a .npy file uint8 (N, 784); no more is downloaded."""
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         np.lib.format.read_magic(answer)
         (rows, *_), _, dtype = np.lib.format.read_array_header_1_0(answer)
-        content = answer.read(784 * min(n, rows))
-    if dtype != np.uint8 or len(content) < 784 * min(n, rows):
-        raise ValueError(f"only {len(content)} bytes of {min(n, rows)} drawings came")
-    return np.frombuffer(content, np.uint8).reshape(-1, 784)
+        drawings = np.frombuffer(answer.read(784 * min(n, rows)), dtype).reshape(-1, 784)
+    if len(drawings) < min(n, rows):
+        raise ValueError(f"the connection broke off after {len(drawings)} drawings")
+    return drawings
 
 
 def every_tenth(groups: list[np.ndarray], split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of each class -> pixels, labels. Every tenth image of a class is the test split."""
     chosen = [np.flatnonzero((np.arange(len(x)) % 10 == 9) == (split == "test")) for x in groups]
     sizes = [len(rows) for rows in chosen]
-    pixels, end = np.empty((sum(sizes), 28, 28), np.uint8), 0  # parts and a copy would take twice
+    pixels, end = (
+        np.empty((sum(sizes), 28, 28), np.uint8),
+        0,
+    )  # concatenating takes twice the memory
     for images, rows in zip(groups, chosen):
         pixels[end : end + len(rows)] = images[rows]
         end += len(rows)
-    labels = torch.arange(len(groups)).repeat_interleave(torch.tensor(sizes))
-    return torch.from_numpy(pixels), labels
+    return torch.from_numpy(pixels), torch.arange(len(groups)).repeat_interleave(
+        torch.tensor(sizes)
+    )

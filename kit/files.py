@@ -1,4 +1,4 @@
-"""Files and messages: one-line errors, safe saving, locks, caches, downloads, progress bars."""
+"""Files and messages: one-line errors, safe saving, locks, a cache, downloads, progress bars."""
 
 import contextlib
 import hashlib
@@ -22,9 +22,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent  # the repository
 LAUNCHED = distributed.is_available() and distributed.is_torchelastic_launched()  # by torchrun
 RANK = int(os.environ["RANK"]) if LAUNCHED else 0  # of this process; the first one writes files
-TIMEOUT = 15  # seconds to wait for a host
-
-# ── Messages ──
+PATIENCE = 15  # seconds to wait for a host
 
 
 class UserError(SystemExit):
@@ -47,29 +45,36 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str):
-    """Turn any exception that a missing, damaged or edited file raises into a UserError."""
+    """Turn whatever a missing, damaged or edited file raises into a UserError."""
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {remedy}") from None
     except Exception as error:  # zlib's, pickle's, zipfile's, json's, ...
         why = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path} cannot be read ({why}); {remedy}") from None
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """Turn a full disk, or a folder that is not writable, into a UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 class progress(tqdm):
     """A progress bar; where stderr is no terminal, a line every ten seconds."""
 
     def __init__(self, *args, **options):
-        self.printed = time.monotonic()
-        terminal = sys.stderr.isatty()
-        super().__init__(*args, **{"leave": terminal, "disable": RANK > 0, **options})
+        shown = sys.stderr.isatty()
+        style = {"leave": shown, "mininterval": 0.1 if shown else 10, "disable": RANK > 0}
+        super().__init__(*args, **style | options)
 
-    def display(self, *args, **kwargs):
+    def display(self, msg=None, pos=None):
         if sys.stderr.isatty():
-            return super().display(*args, **kwargs)
-        if time.monotonic() - self.printed > 10:
-            self.printed = time.monotonic()
+            super().display(msg, pos)
+        elif msg is None and time.time() - self.start_t > 10:
             say(str(self))
 
 
@@ -81,15 +86,14 @@ def save_file(path: Path, write) -> None:
     content, temporary = io.BytesIO(), path.with_name(f".{path.name}.part")
     write(content)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with writing(path), temporary.open("wb") as file:
             file.write(content.getbuffer())
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
+        with writing(path):
+            temporary.replace(path)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -98,19 +102,10 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def save_table(path: Path, rows, float_format: str | None = None) -> None:
     """Write a CSV file. rows: a DataFrame or a list of dicts."""
-    import pandas as pd  # takes 0.3 s; a prompt needs none
+    import pandas as pd  # takes 0.3 s, and a prompt needs none
 
     text = pd.DataFrame(rows).to_csv(index=False, float_format=float_format, lineterminator="\n")
     save_file(path, lambda file: file.write(text.encode()))
-
-
-def load_tensors(path: Path):
-    """Read what torch.save() wrote, without unpickling code. ValueError if it is damaged."""
-    with zipfile.ZipFile(path) as archive:  # torch.load() compares no checksums
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"{damaged} in it is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -118,22 +113,26 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def load_tensors(path: Path):
+    """Read what torch.save() wrote, without unpickling code. ValueError if it is damaged."""
+    with zipfile.ZipFile(path) as archive:  # torch.load() compares no checksums
+        if archive.testzip():
+            raise ValueError(f"{archive.testzip()} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def memory(folder: Path) -> Memory:
     """A cache on disk of what functions return, found by the content of their arguments."""
     return Memory(folder / "cache" if os.access(folder.parent, os.W_OK) else None, verbose=0)
 
 
-# ── Locks and downloads ──
-
-
 def lock(path: Path, wait: bool = True) -> FileLock:
-    """Lock path until .release() or the end of this process, which may take the lock twice.
+    """Lock path until .release() or the end of this process. UserError if it is taken and not wait.
 
-    UserError if another process has it and wait is False.
+    A process may take a lock that it has already.
     """
-    name = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        name = path.with_name(f".{path.name}.lock")
         held = FileLock(name, is_singleton=True, thread_local=False, mode=0o666)
         try:
             held.acquire(timeout=0)
@@ -142,58 +141,56 @@ def lock(path: Path, wait: bool = True) -> FileLock:
                 raise UserError(f"another process is using {path}; wait until it ends") from None
             say(f"waiting for another process, which is making {path}")
             held.acquire()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     return held
 
 
-def check_host(url: str) -> None:
-    """UserError if the host of url does not answer in time, or says no.
+def once(path: Path, make) -> None:
+    """Call make() unless path exists. Of several processes one does so, and the others wait."""
+    if not path.exists():
+        held = lock(path)
+        if not path.exists():
+            make()
+        held.release()
 
-    In a thread, since no time-out of a socket ends the wait for a name server.
-    """
-    answers = []
 
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=TIMEOUT).close()
-            answers.append(None)
-        except Exception as error:  # of many kinds
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if not answers or answers[0]:
-        why = one_line(answers[0]) if answers else f"no answer within {TIMEOUT} s"
-        raise UserError(f"{url.split('/')[2]} cannot be reached ({why})")
+# ── Downloads ──
 
 
 @contextlib.contextmanager
 def network(url: str):
-    """In this block a failed or stalled download of url becomes a UserError."""
-    check_host(url)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
+    """Turn a host that does not answer, or a failed download of url, into a UserError."""
+    answers, before = [], socket.getdefaulttimeout()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=PATIENCE).close()
+            answers.append("")
+        except Exception as error:  # of many kinds
+            answers.append(f": {one_line(error)}")
+
+    thread = threading.Thread(target=ask, daemon=True)  # no time-out ends a look-up of a name
+    thread.start()
+    thread.join(PATIENCE)
+    if answers != [""]:
+        raise UserError(f"{url.split('/')[2]} does not answer{''.join(answers)}")
+    socket.setdefaulttimeout(PATIENCE)
     try:
         yield
     except Exception as error:  # of many kinds
-        raise UserError(f"{url} cannot be downloaded ({one_line(error)})") from None
+        raise UserError(f"{url} cannot be downloaded: {one_line(error)}") from None
     finally:
         socket.setdefaulttimeout(before)
 
 
 def download(url: str, path: Path, sha256: str) -> Path:
     """Download url to path unless it is there. sha256: the first digits of its hash, checked."""
-    if not path.exists():
-        held = lock(path)
-        try:
-            if not path.exists():
-                with network(url):
-                    torch.hub.download_url_to_file(url, str(path), sha256, progress=RANK == 0)
-        finally:
-            held.release()
+
+    def fetch() -> None:
+        with network(url):
+            torch.hub.download_url_to_file(url, str(path), sha256, progress=RANK == 0)
+
+    once(path, fetch)
     with reading(path, "move it away, and it is downloaded again"):
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
             raise ValueError("its SHA-256 is not the expected one")

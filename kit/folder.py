@@ -1,17 +1,16 @@
-"""Pictures of one's own: a folder with a subfolder for each class (torchvision's ImageFolder).
+"""Pictures of one's own: a folder with a subfolder for each class, as torchvision's ImageFolder.
 
 They become grey, light on dark, 28 x 28. Every tenth picture of a class is held out.
 """
 
+import re
 import unicodedata
 import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from kit.data import every_tenth
 from kit.files import UserError, memory, one_line, progress, say
 from kit.words import class_folders
 
@@ -19,44 +18,41 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 LEAST = 20  # pictures of a class
 
 
-def pictures(config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> pixels uint8 (N, 28, 28), labels (N,). UserError for a class of fewer than 20 pictures."""
-    found = {name: paths_in(folders) for name, folders in class_folders(Path(config.dataset)).items()}
-    groups, broken = [], []
-    for name, paths in found.items():
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        pixels, wrong = memory(config.data_dir).cache(read_pictures)(name, stats)
-        broken += wrong
-        groups.append(pixels)
+def pictures(config) -> list[np.ndarray]:
+    """-> for each class its pictures uint8 (n, 28, 28). UserError for fewer than 20 of a class."""
+    groups, broken, counts = [], [], []
+    for name, folders in class_folders(Path(config.dataset).expanduser()).items():
+        files = [(str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in paths_in(folders)]
+        pixels, wrong = memory(config.data_dir).cache(read_pictures)(files)
         if len(pixels) < LEAST:
             raise UserError(f"{config.dataset}: {name!r} has {len(pixels)} pictures, not {LEAST}")
-    counts = ", ".join(f"{name} {len(group)}" for name, group in zip(found, groups))
-    dark_on_light = frames(np.concatenate(groups)).mean() > np.mean([x.mean() for x in groups])
-    how = "inverted, since they are dark on light" if dark_on_light else "light on dark"
-    if split == "train":
-        say(f"{config.dataset}: pictures of {counts}; {how}")
-        if broken:
-            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-            say(f"{len(broken)} left out, broken or no picture: {', '.join(broken[:3])}{more}")
-    return every_tenth([255 - x if dark_on_light else x for x in groups], split)
+        groups.append(pixels)
+        broken += wrong
+        counts.append(f"{name} ({len(pixels)})")
+    everything = np.concatenate(groups)
+    inverted = frame(everything).mean() > everything.mean()
+    how = ", inverted to light on dark" if inverted else ""
+    out = f"; {len(broken)} left out as no picture or broken: {', '.join(broken[:3])}, ..."
+    say(f"{config.dataset}: pictures of {', '.join(counts)}{how}{out if broken else ''}")
+    return [255 - group if inverted else group for group in groups]
 
 
 def paths_in(folders: list[Path]) -> list[Path]:
-    """All pictures below, in an order that does not depend on the file system."""
+    """All pictures in these folders, in an order that does not depend on the file system."""
     found = {}
     for folder in folders:
         for path in folder.rglob("*"):
-            name = unicodedata.normalize("NFC", path.relative_to(folder.parent).as_posix())
-            hidden = any(part[0] in ".@" or part == "__MACOSX" for part in name.split("/"))
+            inner = path.relative_to(folder).as_posix()
+            hidden = re.search(r"(^|/)([.@]|__MACOSX)", inner)
             if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
-                found[name] = path
+                found[unicodedata.normalize("NFC", f"{folder.name}/{inner}")] = path
     return [found[name] for name in sorted(found)]
 
 
-def read_pictures(name: str, stats: list[tuple]) -> tuple[np.ndarray, list[str]]:
-    """stats: path, size and time of each picture -> pixels (n, 28, 28), the broken ones and why."""
+def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:
+    """files: path, size, time -> pixels uint8 (n, 28, 28), the broken ones with the reason."""
     pixels, broken = [], []
-    for path, *_ in progress(stats, f"pictures of {name}", leave=False):
+    for path, *_ in progress(files, "reading pictures", leave=False):
         try:
             pixels.append(read_picture(Path(path)))
         except Exception as error:  # of many kinds
@@ -65,30 +61,27 @@ def read_pictures(name: str, stats: list[tuple]) -> tuple[np.ndarray, list[str]]
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """-> grey, uint8 (28, 28): the whole picture in its proportions, its range 0 to 255.
-
-    What its proportions leave free gets the colour of its frame.
-    """
+    """-> grey uint8 (28, 28): the whole picture in its proportions, from black to white."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             image.draft("L", (56, 56))  # a JPEG is read smaller at once
             grey = to_grey(ImageOps.exif_transpose(image))
     scale = 28 / max(grey.size)
-    size = [max(1, round(length * scale)) for length in grey.size]
     if grey.size != (28, 28):
+        size = [max(1, round(length * scale)) for length in grey.size]
         grey = grey.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     inner = np.asarray(grey, np.float32)
     low, high = inner.min(), inner.max()
     if high - low >= 32:  # less is an empty picture
         inner = (inner - low) * 255 / (high - low)
-    pixels = np.full((28, 28), np.median(frames(inner[None])), np.float32)
+    pixels = np.full((28, 28), np.median(frame(inner[None])), np.float32)  # around the picture
     top, left = (28 - inner.shape[0]) // 2, (28 - inner.shape[1]) // 2
     pixels[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def frames(pixels: np.ndarray) -> np.ndarray:
+def frame(pixels: np.ndarray) -> np.ndarray:
     """The values at the borders of images (n, H, W)."""
     return np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
 

@@ -14,17 +14,22 @@ from kit.files import RANK, save_arrays, say
 from kit.pictures import save_grid, save_loss_plot, shown_classes, with_scale
 from kit.run import Run
 from kit.samples import generate, generators_of, load_samples, save_samples
-from kit.words import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, class_words, data_kind
-from kit.words import names_a_class, phrasings
+from kit.words import (
+    HELDOUT_TEMPLATES,
+    TRAIN_TEMPLATES,
+    class_words,
+    data_kind,
+    names_a_class,
+    phrasings,
+)
 
 FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # of film.npz
-
 
 
 def paths_of(run: Run) -> list[Path]:
     """The files of a complete run, besides its checkpoint."""
     config, names = run.config, ["samples.npz", "samples.png", "denoising.png"]
-    names += ["prompts.png"] * config.has_text + ["film.npz"] * config.has_guidance
+    names += ["prompts.png"] * config.has("prompt") + ["film.npz"] * config.has("scales")
     names += ["reconstructions.png"] * (config.family == "VAE")
     others = [run.folder / "plots" / "loss.png", run.metrics / "performance.csv"]
     return [run.images / name for name in names] + others
@@ -54,15 +59,15 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
     run.begin()
     save_samples(run, draw)
     save_samples_picture(run)
-    if run.config.has_text:
+    if run.config.has("prompt"):
         save_prompts_picture(run, draw)
     save_denoising_picture(run, draw)
-    if run.config.has_guidance:
+    if run.config.has("scales"):
         save_film(run, draw)
     if reconstruct is not None:
         save_reconstructions(run, reconstruct)
     save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows})
-    run.finish()
+    run.lock.release()
 
 
 def save_prompt_picture(run: Run, draw) -> None:
@@ -78,10 +83,12 @@ def save_prompt_picture(run: Run, draw) -> None:
         say(f"note: the model is trained for {run.step} of {steps} steps so far")
     pixels, _ = generate(run, draw, [config.prompt] * config.n, config.scale, "generating")
     words = re.sub(r"\W+", "_", config.prompt.lower(), flags=re.ASCII)[:40].strip("_")
-    drawn = {name: getattr(config, name) for name in sorted(config.SAMPLING) if hasattr(config, name)}
+    drawn = {
+        name: getattr(config, name) for name in sorted(config.SAMPLING) if hasattr(config, name)
+    }
     key = f"{config.prompt} {config.n} {config.seed} {drawn}"
     name = f"prompt_{words}_scale{config.scale:g}_seed{config.seed}_{zlib.crc32(key.encode()):08x}"
-    title = with_scale(config.prompt, config.has_guidance, config.scale)
+    title = with_scale(config.prompt, config.has("scales"), config.scale)
     columns, path = math.ceil(config.n**0.5), run.images / f"{name}.png"
     save_grid(path, pixels, columns, title, inches=0.6)
     print(path)
@@ -93,7 +100,7 @@ def shown_prompts(run: Run) -> list[str]:
     The last six contain attribute words, if the run has attributes.
     """
     config, prompts = run.config, []
-    if not config.has_text:
+    if not config.has("prompt"):
         return [""] * 12
     trained, heldout = TRAIN_TEMPLATES[data_kind(config)][1:], HELDOUT_TEMPLATES[data_kind(config)]
     pairs = [tuple(words) for words in run.saved.get("attributes", {}).values()]
@@ -112,7 +119,7 @@ def save_prompts_picture(run: Run, draw) -> None:
     repeated = [prompt for prompt in prompts for _ in range(8)]
     pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
     captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
-    title = with_scale(config.script, config.has_guidance, scale)
+    title = with_scale(config.script, config.has("scales"), scale)
     title += "; * = a phrasing never trained on"
     save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
@@ -170,9 +177,9 @@ def save_samples_picture(run: Run) -> None:
     plain = np.isin(table["kind"], ("trained", "unconditional")) & (table["scale"] == scale)
     pixels, names = table["images"][plain], config.classes
     shown = shown_classes(len(names), len(pixels))
-    title, titles = with_scale(config.script, config.has_guidance, scale), []
+    title, titles = with_scale(config.script, config.has("scales"), scale), []
     order = np.arange(10 * len(shown))
-    if config.has_text:
+    if config.has("prompt"):
         titles = [names[label] for label in shown]
         order = (np.arange(10)[:, None] * len(names) + shown).flatten()
         title += f"; {len(shown)} of {len(names)} classes" if len(shown) < len(names) else ""

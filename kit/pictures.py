@@ -22,6 +22,7 @@ CJK_FONTS = {
     "Yu Gothic", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS",
 }  # fmt: skip
 
+
 def use_plain_style() -> None:
     """The same figures whatever matplotlibrc a user has; no warning for missing characters."""
     there = {font.name for font in font_manager.fontManager.ttflist}

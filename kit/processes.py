@@ -1,10 +1,12 @@
-"""Devices, and several processes that train one model: torchrun starts them."""
+"""Devices, several processes that train one model (started by torchrun), requests to stop."""
 
+import contextlib
 import os
+import signal
+import threading
 
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from kit.files import LAUNCHED, UserError, one_line
 
@@ -12,8 +14,8 @@ COUNT = int(os.environ["WORLD_SIZE"]) if LAUNCHED else 1  # of processes
 
 
 def pick_device(name: str) -> torch.device:
-    """name: cpu, cuda, ... or auto: a GPU if there is one. Under torchrun each process gets its
-    own GPU, and the processes connect here. UserError if the device cannot be used.
+    """auto: a GPU if there is one. Under torchrun each process gets a GPU of its own, and here
+    they connect. UserError if the device cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UserError(f"--device {name} cannot be used ({one_line(error)})") from None
+        raise UserError(f"--device {name} cannot be used: {one_line(error)}") from None
     if COUNT > 1 and not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -30,12 +32,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def parallel(model: torch.nn.Module) -> torch.nn.Module:
-    """-> model; under torchrun a wrapper of it whose gradients are the mean over all processes.
-
-    Li et al. 2020, PyTorch Distributed. Buffers are the same in all processes already.
+def half(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device is fast in it, else None: a GPU of compute capability 8 (from 2020
+    on), a processor with AVX-512 BF16 or AMX.
     """
-    return DistributedDataParallel(model, broadcast_buffers=False) if COUNT > 1 else model
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
+    fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if fast else None
 
 
 def mean(values: list[float]) -> list[float]:
@@ -49,15 +54,28 @@ def mean(values: list[float]) -> list[float]:
 
 def gather(value) -> list:
     """-> the values of all processes, by rank."""
-    values = [None] * COUNT
-    if COUNT == 1:
-        return [value]
-    distributed.all_gather_object(values, value)
+    values = [value] * COUNT
+    if COUNT > 1:
+        distributed.all_gather_object(values, value)
     return values
 
 
-def share_of(batch_size: int) -> int:
-    """How many images of a batch this process draws. UserError unless all can draw as many."""
-    if batch_size % COUNT:
-        raise UserError(f"--batch-size {batch_size} is no multiple of the {COUNT} processes")
-    return batch_size // COUNT
+@contextlib.contextmanager
+def stop_requests():
+    """-> a list of the signals (SIGINT, SIGTERM) that arrive in this block; a second one ends it."""
+    asked, before = [], {}
+
+    def note(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

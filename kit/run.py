@@ -3,74 +3,78 @@
 import contextlib
 import json
 import math
-import signal
 import subprocess
 import sys
-import textwrap
-import threading
 import time
 import zlib
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from kit import processes
 from kit.captions import Captions
 from kit.config import RETRAIN, Config
 from kit.data import load_dataset
-from kit.files import RANK, ROOT, UserError, load_tensors, lock, progress, reading
-from kit.files import save_file, save_table, say
+from kit.files import (
+    RANK,
+    ROOT,
+    UserError,
+    load_tensors,
+    lock,
+    progress,
+    reading,
+    save_file,
+    save_table,
+    say,
+)
 
 PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
+LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds
 
 
 class Run:
     """results/<dataset>/<script>/: what a run has on disk, and how far it has come.
 
-    step     optimiser steps that are done
-    saved    the choices and facts that the checkpoint was trained with; see facts
-    losses   a script appends name -> tensor at each step
-    encoder  a script that reads text sets it: name, crc32, dim, encode(texts) -> (n, dim)
+    step      optimiser steps that are done
+    saved     choices and facts that the checkpoint was trained with
+    losses    of the steps since the last row of loss.csv; a script appends {name: tensor}
+    encoder   set by a script that reads text: name, crc32, dim, encode(texts) -> (n, dim)
     """
-
-    LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds
 
     def __init__(self, config: Config):
         self.config, self.device = config, processes.pick_device(config.device)
-        self.batch_size = processes.share_of(config.batch_size)  # of this process
+        if config.batch_size % processes.COUNT:
+            raise UserError(f"--batch-size must be a multiple of {processes.COUNT} processes")
+        self.batch_size = config.batch_size // processes.COUNT  # images per step of this process
         self.folder, self.last = config.folder, config.checkpoint
-        self.images, self.metrics = self.folder / "images", self.folder / "metrics"
-        self.shipped = self.last.parent == ROOT / "assets"  # weights of this repository
-        if self.shipped:
-            self.images = self.folder.with_name("shipped")
-        self.step, self.saved, self.checkpoint = 0, {}, None
-        self.losses, self.rows, self.facts, self.encoder, self.lock = [], [], {}, None, None
+        self.shipped = self.last.parent == ROOT / "assets"  # the weights of this repository
+        self.images = self.folder.with_name("shipped") if self.shipped else self.folder / "images"
+        self.metrics = self.folder / "metrics"
+        self.step, self.saved, self.rows, self.checkpoint = 0, {}, [], None
+        self.losses, self.facts, self.encoder, self.lock, self.replicas = [], {}, None, None, {}
         if self.last.exists() and not config.fresh:
-            self.read_checkpoint()
-        elif config.prompt is not None:
+            with reading(self.last, RETRAIN):
+                self.checkpoint = load_tensors(self.last)
+                self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
+                if "losses" not in self.checkpoint:
+                    raise UserError(
+                        f"{self.folder} is of an earlier version; --fresh moves it aside"
+                    )
+                self.rows = self.checkpoint["losses"]
+        if not self.step and config.prompt is not None:
             raise self.nothing_trained()
+        if processes.mean([self.step]) != [self.step]:
+            raise UserError(f"{self.last} differs between the machines; copy it to all of them")
         if config.clip == "auto":
             config.clip = self.saved.get("text_encoder") or "auto"
         free = config.FREE | config.SAMPLING | ({"seed"} if config.prompt is not None else set())
         self.check({x: value for x, value in config.choices().items() if x not in free})
 
-    def read_checkpoint(self) -> None:
-        with reading(self.last, RETRAIN):
-            state = load_tensors(self.last)
-            if "losses" not in state:
-                raise UserError(
-                    f"{self.folder} was made by an earlier version; --fresh moves it aside and "
-                    "trains again, or choose another --out"
-                )
-            self.checkpoint, self.step, self.saved = state, state["step"], state["config"]
-            self.rows = state["losses"]
-        if processes.mean([self.step]) != [self.step]:
-            raise UserError(f"{self.last} differs between the machines; copy it to all of them")
-
     def nothing_trained(self) -> UserError:
         command = f"python {self.config.script}.py --dataset {self.config.dataset}"
-        return UserError(f"nothing is trained yet in {self.config.folder}; first: {command}")
+        return UserError(f"nothing is trained in {self.folder}; first: {command}")
 
     def check(self, values: dict) -> None:
         """UserError if the run on disk was trained with other values."""
@@ -79,10 +83,9 @@ class Run:
             if old != value and self.shipped:
                 raise self.nothing_trained()
             if old != value:
-                old, value = (textwrap.shorten(str(x), 60, placeholder=" ...") for x in (old, value))
                 raise UserError(
-                    f"{self.folder} was trained with {name} {old}, not {value}; repeat the same "
-                    "flags, choose another --out, or start over with --fresh"
+                    f"{self.folder} was trained with {name} {str(old)[:60]}, not {str(value)[:60]}; "
+                    "repeat its flags, choose another --out, or start over with --fresh"
                 )
 
     def load(self, **modules) -> None:
@@ -95,7 +98,7 @@ class Run:
         """-> training images uint8 (N, 28, 28), labels int64 (N,), both on the device."""
         pixels, labels, source = load_dataset(self.config)
         crc32 = zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy()))
-        self.facts |= {"data_source": source, "data_crc32": crc32, "image_count": len(pixels)}
+        self.facts |= {"data_source": source, "image_count": len(pixels), "data_crc32": crc32}
         return pixels.to(self.device), labels.to(self.device)
 
     def captions(self, images: torch.Tensor, labels: torch.Tensor) -> Captions:
@@ -104,32 +107,20 @@ class Run:
         self.facts["attributes"] = captions.chosen
         return captions
 
-    def half(self) -> torch.dtype | None:
-        """bfloat16 where the device is fast in it, else None: GPUs from 2020 on (compute capability
-        8), and processors with AVX-512 BF16 or AMX.
-        """
-        if self.device.type == "cuda":
-            fast = torch.cuda.get_device_capability(self.device) >= (8, 0)
-        else:
-            known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
-            fast = known.get("avx512_bf16") or known.get("amx_bf16")
-            fast = fast and self.device.type == "cpu"
-        return torch.bfloat16 if fast else None
-
     def autocast(self):
         """In this block convolutions and matrix products use bfloat16, where that is fast."""
-        half = self.half()
+        half = processes.half(self.device)
         return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
 
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        """-> model; under torchrun its gradients are averaged over all processes."""
-        if not hasattr(model, "replica"):
-            object.__setattr__(model, "replica", processes.parallel(model))
-        return model.replica
+        """-> model; under torchrun a wrapper that averages its gradients over all processes."""
+        if processes.COUNT > 1 and model not in self.replicas:
+            self.replicas[model] = DistributedDataParallel(model, broadcast_buffers=False)
+        return self.replicas.get(model, model)
 
     def steps(self, **modules):
-        """Yield the number of each step still to do, from 0, and save the modules (name -> module
-        or optimiser) every 30 s, at the end, and when Ctrl-C or SIGTERM asks to stop.
+        """Yield the number of each step still to do, from 0. Save the modules (name -> module or
+        optimiser) every 30 s, at the end, and when Ctrl-C or SIGTERM asks to stop.
         """
         total, batch = self.config.train_steps, self.config.batch_size
         self.facts["parameters"] = sum(weight.numel() for weight in modules["model"].parameters())
@@ -138,44 +129,43 @@ class Run:
             say(f"{self.folder}: resuming from step {self.step} of {total}")
             self.load(**modules)
         self.restore_rng()
-        bar = progress(desc="training", total=total * batch, initial=self.step * batch, unit="image")
+        bar = progress(
+            desc="training", total=total * batch, initial=self.step * batch, unit="image"
+        )
         saved = start = time.perf_counter()
-        with bar, stop_requests() as asked:
+        with bar, processes.stop_requests() as asked:
             while self.step < total:
                 yield self.step
                 self.step += 1
-                due = bool(asked) or time.perf_counter() - saved > self.SAVE_EVERY
-                at_once = due and processes.COUNT == 1  # several must agree when
-                if self.step % self.LOG_EVERY and self.step < total and not at_once:
-                    continue
+                due = asked or self.step == total or time.perf_counter() - saved > SAVE_EVERY
+                if self.step % LOG_EVERY and self.step < total and (processes.COUNT > 1 or not due):
+                    continue  # several processes must agree on when to save
                 bar.update(len(self.losses) * batch)
-                due, stop = self.log(time.perf_counter() - start, due, bool(asked))
+                due, stop = self.log(time.perf_counter() - start, [bool(due), bool(asked)])
                 bar.set_postfix_str(f"loss {[*self.rows[-1].values()][1]:.3f}", refresh=False)
-                if due or self.step == total:
+                if due:
                     self.save(modules)
                     saved = time.perf_counter()
                 if stop:
                     bar.close()
-                    say(f"{self.folder}: saved at step {self.step} of {total}; the same command "
-                        "(without --fresh) continues")  # fmt: skip
-                    sys.exit(128 + (asked or [signal.SIGTERM])[0])
+                    say(f"saved at step {self.step} of {total}; the same command continues")
+                    sys.exit(128 + (asked or [15])[0])
                 start = time.perf_counter()
 
-    def log(self, seconds: float, due: bool, stop: bool) -> tuple[bool, bool]:
-        """Append a row of mean losses -> due, stop: whether any process asks for it."""
+    def log(self, seconds: float, requests: list[bool]) -> list[bool]:
+        """Append the mean losses to the rows of loss.csv -> requests, by any of the processes."""
         names, images = [*self.losses[0]], len(self.losses) * self.config.batch_size
         means = [torch.stack([x[name] for x in self.losses]).mean().item() for name in names]
-        *means, due, stop = processes.mean([*means, float(due), float(stop)])
+        means = processes.mean([*means, *map(float, requests)])
         for name, value in zip(names, means):
             if not math.isfinite(value):
-                raise UserError(
-                    f"the {name} is {value} at step {self.step}; train with a lower --lr and --fresh "
-                    f"(checkpoint of an earlier step: {self.last})"
-                )
-        self.rows.append({"step": self.step, **dict(zip(names, means)),
-                          "images_per_second": round(images / seconds, 1)})  # fmt: skip
+                kept = f"; {self.last} is of an earlier step" if self.last.exists() else ""
+                remedy = f"start over with --fresh and a lower --lr{kept}"
+                raise UserError(f"the {name} is {value} at step {self.step}; {remedy}")
+        row = {"step": self.step, **dict(zip(names, means)), "images_per_second": images / seconds}
+        self.rows.append(row)
         self.losses = []
-        return due > 0, stop > 0
+        return [share > 0 for share in means[len(names) :]]
 
     def save(self, modules: dict) -> None:
         """Write the checkpoint, then loss.csv."""
@@ -190,34 +180,41 @@ class Run:
             try:
                 save_table(self.metrics / "loss.csv", self.rows, "%.6g")
             except UserError as error:  # it may be open in a spreadsheet
-                say(f"{error.text}; the training goes on")
+                say(f"{error.text}; the training continues")
 
     def restore_rng(self) -> None:
-        """The random state of this process: the checkpoint's, or a new one."""
-        if self.step and RANK < len(self.checkpoint["rng"]):
+        """Continue with the random state of the checkpoint, or start a process with one of its own."""
+        if self.step and len(self.checkpoint["rng"]) > RANK:
             rng = self.checkpoint["rng"][RANK]
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and self.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
-        elif RANK > 0:  # main() has seeded the first one
+        elif RANK > 0:
             torch.manual_seed(zlib.crc32(f"{self.config.seed} {self.step} {RANK}".encode()))
 
+    def sampled_alike(self) -> bool:
+        """Whether the samples on disk, if any, were generated with the choices of now."""
+        path, now = self.folder / "config.json", self.config.choices()
+        saved = read_config(self.folder) if path.exists() else {}
+        return all(saved.get(x) == now[x] for x in self.config.SAMPLING if x in now)
+
     def begin(self) -> None:
-        """Lock the folder, move an earlier run aside, write config.json: choices, facts, versions.
+        """Lock the folder, move an earlier run aside, delete outdated samples, write config.json.
 
         UserError if the run on disk was trained with other data or another text encoder.
         """
         config = self.config
         if self.encoder is not None:
-            self.facts |= {"text_encoder": self.encoder.name, "text_encoder_crc32": self.encoder.crc32}
-        self.check({name: self.facts[name] for name in self.facts if name != "text_encoder"})
-        facts = {x: value for x, value in self.saved.items() if x not in config.choices()}
-        if not facts:
-            facts = {"script": config.script, "family": config.family, "device": str(self.device),
-                     "autocast": str(self.half()), "processes": processes.COUNT,
-                     "git_revision": git_revision(), "python": sys.version.split()[0],
-                     "packages": {name: metadata.version(name) for name in PACKAGES}}  # fmt: skip
-        self.saved = config.choices() | facts | {"description": config.description} | self.facts
+            self.facts |= {"text_encoder_crc32": self.encoder.crc32}
+        self.check(self.facts)
+        if self.encoder is not None:
+            self.facts |= {"text_encoder": self.encoder.name}
+        made = {"script": config.script, "family": config.family, "device": str(self.device),
+                "autocast": str(processes.half(self.device)), "processes": processes.COUNT,
+                "git_revision": git_revision(), "python": sys.version.split()[0],
+                "packages": {name: metadata.version(name) for name in PACKAGES}}  # fmt: skip
+        title = (sys.modules[type(config).__module__].__doc__ or "").strip().split("\n")[0]
+        self.saved = made | self.saved | config.choices() | self.facts | {"description": title}
         if RANK > 0:
             return
         self.lock = self.lock or lock(self.folder, wait=False)
@@ -225,54 +222,27 @@ class Run:
             aside = self.folder.with_name(f".{self.folder.name}_{time.time():.2f}")
             self.folder.rename(aside)
             say(f"the earlier run is now in {aside}")
+        elif not self.sampled_alike():
+            for name in ("samples.npz", ".samples.npz", "film.npz"):
+                (self.images / name).unlink(missing_ok=True)
         text = json.dumps(self.saved, indent=2)
         save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
-
-    def finish(self) -> None:
-        """Unlock the folder."""
-        if self.lock:
-            self.lock.release()
-
-
-@contextlib.contextmanager
-def stop_requests():
-    """-> a list: the signals SIGINT and SIGTERM that arrive in this block. Ctrl-C twice ends it."""
-    asked, before = [], {}
-
-    def note(number, frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def git_revision() -> str | None:
     """Of the repository that holds the scripts, if they are in one."""
-    if not (ROOT / ".git").exists():
-        return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.decode().strip()
+        done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+        return done.stdout.decode().strip() if (ROOT / ".git").exists() else None
     return None
 
 
 def read_config(folder: Path) -> dict:
-    """A run's config.json. UserError if it is damaged, or made by an earlier version."""
+    """A run's config.json. UserError if it is damaged, or of an earlier version."""
     path = folder / "config.json"
-    with reading(path, "its script's command writes it again, without training"):
+    with reading(path, "delete it, and its script's command writes it again, without training"):
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        for name in ("script", "seed", "classes", "family", "image_count"):
-            config[name]
-        if "data_crc32" not in config:
-            raise UserError(f"{folder} was made by an earlier version; train again with --fresh")
-        return config
-
+        if "script" in config and "data_crc32" not in config:
+            raise UserError(f"{folder} is of an earlier version; its script takes --fresh")
+        return {name: config[name] for name in ("script", "seed", "classes", "family")} | config

@@ -11,7 +11,7 @@ import torch
 
 from kit.captions import combinations, words_of
 from kit.data import to_pixels
-from kit.files import RANK, load_arrays, progress, reading, save_arrays, save_table
+from kit.files import load_arrays, progress, reading, save_arrays, save_table
 from kit.run import Run
 from kit.words import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 
@@ -32,9 +32,9 @@ def table_of(run: Run) -> dict[str, np.ndarray]:
     words = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
     plain = (0,) * len(words)
     for scale in config.scales:
-        kind = "trained" if config.has_text else "unconditional"
+        kind = "trained" if config.has("prompt") else "unconditional"
         rows += rows_of(config, kind, scale, config.samples, words, plain)
-    if config.has_text:
+    if config.has("prompt"):
         n = min(HELD_OUT, config.samples)
         rows += rows_of(config, "held-out", type(config).scale, n, words, plain)
     for scale in config.scales if words else ():
@@ -110,11 +110,18 @@ def save_samples(run: Run, draw) -> None:
     for start, end in zip(starts, [*starts[1:], len(table["kind"])]):
         if end <= len(pixels):
             continue
-        scale, (prompts, numbers) = table["scale"][start], (table[x][start:end] for x in ("prompts", "noise"))
+        scale, (prompts, numbers) = (
+            table["scale"][start],
+            (table[x][start:end] for x in ("prompts", "noise")),
+        )
         title = f"{table['kind'][start]}, scale {scale:g}"
         drawn, speed = generate(run, draw, prompts, float(scale), title, numbers)
         pixels, speeds = np.concatenate([pixels, drawn]), np.append(speeds, [speed] * len(drawn))
-        arrays = {"images": pixels, "speed": speeds, **{x: column[:end] for x, column in table.items()}}
+        arrays = {
+            "images": pixels,
+            "speed": speeds,
+            **{x: column[:end] for x, column in table.items()},
+        }
         save_arrays(partial, arrays)
     plain = [i for i in starts if table["kind"][i] in ("trained", "unconditional")]
     rows = [performance(run, float(table["scale"][i]), float(speeds[i])) for i in plain]

@@ -1,4 +1,4 @@
-"""The words of prompts: classes of each data set, the words for them, templates of sentences."""
+"""The words of prompts: the classes of each data set, words for them, templates of sentences."""
 
 import difflib
 import re
@@ -74,58 +74,42 @@ def data_kind(config) -> str:
 
 def class_names(config) -> tuple[str, ...]:
     """The classes of config.dataset, in the order of their labels. UserError for bad names."""
-    kind = data_kind(config)
-    if kind == "mnist":
+    if data_kind(config) == "mnist":
         return DIGITS
-    if kind == "emnist":
+    if data_kind(config) == "emnist":
         return tuple(EMNIST_SPLITS[config.emnist_split])
-    if kind == "quickdraw":
-        return check_categories(config.classes or DRAWINGS)
-    if not Path(config.dataset).is_dir() and config.classes:  # a trained run knows them
-        return config.classes
-    return tuple(class_folders(Path(config.dataset)))
-
-
-def check_categories(names: tuple[str, ...]) -> tuple[str, ...]:
+    if data_kind(config) == "folder":
+        folder = Path(config.dataset).expanduser()
+        gone = not folder.is_dir() and config.classes  # a run on disk knows its classes
+        return config.classes if gone else tuple(class_folders(folder))
+    names = tuple(config.classes or DRAWINGS)
     known = CATEGORIES.read_text(encoding="utf-8").splitlines() if CATEGORIES.exists() else names
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 3, 0.5)
-            meant = f"; did you mean {' or '.join(near)}?" if near else ""
-            where = "assets/quickdraw_categories.txt lists all"
-            raise UserError(f"--classes: QuickDraw has no {name!r}{meant} ({where})")
+    for name in {*names} - {*known}:
+        near = " or ".join(difflib.get_close_matches(name, known, 3, 0.5))
+        raise UserError(f"--classes: QuickDraw has no {name!r}; did you mean {near or 'another'}?")
     if len({*names}) < max(2, len(names)):
-        raise UserError("--classes needs at least two different categories, with blanks between")
+        raise UserError("--classes: give at least two different ones, with blanks between them")
     return names
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> the subfolders of its pictures. UserError if there are fewer than two."""
+    """Class -> the subfolders of its pictures. UserError if there are fewer than two classes."""
     if not folder.is_dir():
-        known = ", ".join(DATASETS)
-        raise UserError(f"--dataset {folder}: neither a folder nor one of {known}")
+        raise UserError(f"--dataset {folder}: neither a folder nor one of {', '.join(DATASETS)}")
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in folder.iterdir():
         if path.is_dir() and path.name[0] not in ".@" and path.name != "__MACOSX":
-            found.setdefault(name_of_folder(path), []).append(path)
+            name = unicodedata.normalize("NFKC", path.name).lower()
+            name = " ".join(re.split(r"[_\-\s]+", name)).strip()
+            readable_name = any(map(str.isalnum, name)) and name.isprintable()
+            if not readable_name or len(name.encode()) > LONGEST:
+                wanted = f"readable text of at most {LONGEST} bytes, since prompts contain it"
+                raise UserError(f"rename the folder {ascii(str(path))}: {wanted}")
+            found.setdefault(name, []).append(path)
     if len(found) < 2:
-        only = f"only {[*found][0]!r}" if found else "none"
-        raise UserError(f"{folder} needs a subfolder of pictures for each class; it has {only}")
+        there = f"only {[*found][0]!r}" if found else "none"
+        raise UserError(f"{folder} needs a subfolder of pictures for each class; it has {there}")
     return dict(sorted(found.items()))
-
-
-def name_of_folder(path: Path) -> str:
-    """Hot_dog -> hot dog. UserError for a name that no prompt can say."""
-    name = unicodedata.normalize("NFKC", path.name).lower()
-    name = " ".join(re.split(r"[_\-\s]+", name)).strip()
-    if not any(map(str.isalnum, name)) or len(name.encode("utf-8", "replace")) > LONGEST:
-        raise UserError(
-            f"rename the folder {ascii(str(path))}: it must be readable text of at most {LONGEST} bytes"
-        )
-    return name
-
-
-# ── Words for a class ──
 
 
 def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -136,9 +120,7 @@ def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
             phrase = with_words(name, said)
             pairs.append((phrase, article(name, phrase) + phrase))
         else:
-            pair = (name, str(label))
-            if kind == "emnist":
-                pair = letter_words(name, config.classes)
+            pair = letter_words(name, config.classes) if kind == "emnist" else (name, str(label))
             pairs.append(tuple(with_words(word, said) for word in pair))
     return pairs
 
@@ -150,9 +132,8 @@ def with_words(noun: str, said: tuple[str, ...]) -> str:
 
 
 def article(name: str, phrase: str) -> str:
-    """The article before phrase, which begins with the class's name or with an adjective."""
-    plural = r".*(?<![uso])s|The .*"  # not octopus, hourglass, rhinoceros
-    if re.fullmatch(plural, name):
+    """The article of a class before phrase, which begins with its name or an attribute word."""
+    if re.fullmatch(r".*(?<![uso])s|The .*", name):  # a plural, unlike octopus or hourglass
         return ""
     return "an " if re.match("[aeiou]|hour", phrase) else "a "
 
@@ -169,17 +150,12 @@ def letter_words(name: str, classes: tuple[str, ...]) -> tuple[str, str]:
 
 
 def phrasings(config, templates: dict, said: tuple[str, ...] = ()) -> list[list[str]]:
-    """-> for each class a list of prompts: every template with both of its words.
-
-    said: attribute words that each prompt contains too.
-    """
+    """-> for each class a list of prompts: every template with both of its words, and with said."""
     chosen, words = templates[data_kind(config)], class_words(config, said)
     return [[template.format(word) for template in chosen for word in pair] for pair in words]
 
 
-# ── Prompts that people type ──
-
-CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean: written without blanks
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
 
 def readable(text: str) -> str:

@@ -15,8 +15,8 @@ from kit.config import Config  # the flags that all scripts share: dataset, out,
 from kit.data import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
 from kit.files import download, load_tensors, progress, reading
 from kit.muon import Muon  # the optimiser: Muon for convolutions, AdamW for the rest
-from kit.outputs import complete  # whether all that a run saves is on disk
-from kit.outputs import save_outputs  # generates and saves a run's samples and pictures
+from kit.pictures import complete  # whether all that a run saves is on disk
+from kit.pictures import save_outputs  # generates and saves a run's samples and pictures
 from kit.run import Run  # results/<dataset>/<script>/: data, training steps, checkpoints
 from kit.samples import noise  # Gaussian noise, each image's from a generator of its own
 from kit.tiny_clip import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py

@@ -1,5 +1,6 @@
 """MNIST, EMNIST, QuickDraw or a folder of pictures, as pixels uint8; pixels as images."""
 
+import contextlib
 import gzip
 import urllib.parse
 import urllib.request
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.files import PATIENCE, ROOT, UserError, load_arrays, lock, network, reading, save_file, say
+from kit.files import PATIENCE, ROOT, UserError, load_arrays, network, reading, save_file, say
 from kit.words import EMNIST_SPLITS, data_kind
 
 EMBEDDED = {  # split -> 5,000 digits of MNIST, 500 of each class; missing in a notebook
@@ -59,9 +60,6 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
 
 
-# ── MNIST and EMNIST ──
-
-
 def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
     """MNIST's files on disk, else torchvision's download, else the 5,000 embedded digits.
 
@@ -70,14 +68,13 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
     if split == "test" and EMBEDDED["test"].exists():
         return *embedded_mnist("test"), "embedded"
     part = "train" if split == "train" else "t10k"
+    place = root / "torchvision"  # a download overwrites no file of a user there
     try:
         if not mnist_files(root, part):
             with network(MNIST_URL):
                 from torchvision.datasets import MNIST
 
-                held = lock(root / "torchvision" / "MNIST")
-                MNIST(root / "torchvision", download=True)  # where it overwrites no file of a user
-                held.release()
+                MNIST(place, download=True)
     except UserError as error:
         how = f"to use all 60,000 digits, put MNIST's four files into {root / 'MNIST' / 'raw'}"
         if not EMBEDDED["train"].exists():
@@ -127,30 +124,23 @@ def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def emnist(root: Path, emnist_split: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """By torchvision (Cohen et al. 2017), but upright, and with labels that start from 0."""
-    raw = root / "EMNIST" / "raw"
-    with reading(raw, "delete it, or put the right gzip.zip there"):
+    archive = root / "EMNIST" / "raw" / "gzip.zip"
+    with reading(archive.parent, "delete it, or put the right gzip.zip there"):
         from torchvision.datasets import EMNIST
         from torchvision.datasets.utils import check_integrity
 
-        kinds, part = ("images-idx3", "labels-idx1"), "train" if split == "train" else "test"
-        names = [f"emnist-{emnist_split}-{part}-{kind}-ubyte" for kind in kinds]
-        if not all((raw / name).exists() for name in names):
-            held, archive = lock(raw / "gzip.zip"), raw / "gzip.zip"
-            if not archive.exists():
-                say(f"EMNIST: downloading 540 MB from {EMNIST.url}, once")
-                with network(EMNIST.url):
-                    EMNIST(root, emnist_split, download=True)
-            elif not check_integrity(archive, EMNIST.md5):
-                raise ValueError("gzip.zip is another file, or damaged")
-            EMNIST(root, emnist_split, download=True)  # unpacks it
-            held.release()
-        images, labels = (read_idx(raw / name) for name in names)
-        labels = labels - int(emnist_split == "letters")  # only this split counts from 1
-        pixels = images.swapaxes(1, 2)  # the files hold them mirrored at the diagonal
-        return paired(pixels, labels, len(EMNIST_SPLITS[emnist_split]))
-
-
-# ── QuickDraw ──
+        options = {"root": root, "split": emnist_split, "train": split == "train"}
+        try:
+            data = EMNIST(**options)
+        except RuntimeError:  # nothing is unpacked yet
+            if archive.exists() and not check_integrity(archive, EMNIST.md5):
+                raise ValueError("gzip.zip is another file, or damaged") from None
+            say(f"EMNIST: unpacking {EMNIST.url}, 540 MB, once")
+            with contextlib.nullcontext() if archive.exists() else network(EMNIST.url):
+                data = EMNIST(**options, download=True)
+        first = int(emnist_split == "letters")  # only this split counts from 1
+        labels, classes = data.targets.numpy() - first, len(EMNIST_SPLITS[emnist_split])
+        return paired(data.data.mT.numpy(), labels, classes)
 
 
 def quickdraw(config) -> list[np.ndarray]:

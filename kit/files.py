@@ -63,37 +63,27 @@ def writing(path: Path):
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-class progress(tqdm):
+def progress(*args, **options) -> tqdm:
     """A progress bar; where stderr is no terminal, a line every ten seconds."""
-
-    def __init__(self, *args, **options):
-        shown = sys.stderr.isatty()
-        style = {"leave": shown, "mininterval": 0.1 if shown else 10, "disable": RANK > 0}
-        super().__init__(*args, **style | options)
-
-    def display(self, msg=None, pos=None):
-        if sys.stderr.isatty():
-            super().display(msg, pos)
-        elif msg is None and time.time() - self.start_t > 10:
-            say(str(self))
-
-
-# ── Reading and saving ──
+    style = {"disable": RANK > 0, "leave": sys.stderr.isatty()}
+    if not sys.stderr.isatty():
+        style |= {"delay": 10, "mininterval": 10, "bar_format": "{l_bar}{bar:10}{r_bar}\n"}
+    return tqdm(*args, **style | options)
 
 
 def save_file(path: Path, write) -> None:
     """Call write(file) on a temporary file, then rename it: path is never half written."""
     content, temporary = io.BytesIO(), path.with_name(f".{path.name}.part")
     write(content)
-    try:
-        with writing(path), temporary.open("wb") as file:
-            file.write(content.getbuffer())
-            os.fsync(file.fileno())
-        with writing(path):
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                os.fsync(file.fileno())
             temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
+        except OSError:
             temporary.unlink(missing_ok=True)
+            raise
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -108,11 +98,6 @@ def save_table(path: Path, rows, float_format: str | None = None) -> None:
     save_file(path, lambda file: file.write(text.encode()))
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
-
-
 def load_tensors(path: Path):
     """Read what torch.save() wrote, without unpickling code. ValueError if it is damaged."""
     with zipfile.ZipFile(path) as archive:  # torch.load() compares no checksums
@@ -121,9 +106,15 @@ def load_tensors(path: Path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
 def memory(folder: Path) -> Memory:
     """A cache on disk of what functions return, found by the content of their arguments."""
-    return Memory(folder / "cache" if os.access(folder.parent, os.W_OK) else None, verbose=0)
+    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
+    return Memory(folder / "cache" if writable else None, verbose=0)
 
 
 def lock(path: Path, wait: bool = True) -> FileLock:
@@ -151,9 +142,6 @@ def once(path: Path, make) -> None:
         if not path.exists():
             make()
         held.release()
-
-
-# ── Downloads ──
 
 
 @contextlib.contextmanager

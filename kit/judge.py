@@ -43,12 +43,10 @@ class Judge(nn.Sequential):
     @torch.no_grad()
     def see(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """pixels uint8 (n, 28, 28) -> features (n, 64), the class that is read (n,)."""
-        (body, last), features, read = self, [], []
-        for part in torch.from_numpy(pixels).split(500):
-            x = body(to_images(part.to(last.weight.device)))  # (500, 64)
-            features.append(x.cpu())
-            read.append(last(x).argmax(1).cpu())
-        return torch.cat(features).numpy(), torch.cat(read).numpy()
+        (body, last), parts = self, torch.from_numpy(pixels).split(500)
+        features = [body(to_images(part.to(last.weight.device))) for part in parts]
+        features = torch.cat(features)  # (n, 64)
+        return features.cpu().numpy(), last(features).argmax(1).cpu().numpy()
 
 
 def train(pixels, labels, classes: int, device, steps: int = STEPS, seed: int = 0) -> Judge:
@@ -82,14 +80,19 @@ def judge_path(config) -> Path:
     return config.data_dir / "judge" / f"{config.name}_{zlib.crc32(key.encode()):08x}.pt"
 
 
-def load_judge(config, device: torch.device, path: Path | None = None) -> Judge:
-    """The judge for the classes of config, trained now if there is none.
-
-    Its attribute crc32 is that of its file. UserError if the file is damaged or of other classes.
-    """
+def load_judge(
+    config, device, path: Path | None = None, steps: int = STEPS, seed: int = 0
+) -> Judge:
+    """The judge for the classes of config, trained now if there is none; crc32: of its file."""
     path = path or judge_path(config)
     if not path.exists():
-        make(config, path, device)
+        held = lock(path)
+        if not path.exists():  # another process may have made it
+            say(f"judge: training one for {config.name}, once; it is kept in {path}")
+            judge = train(*training_images(config), len(config.classes), device, steps, seed).half()
+            state = {**judge.state_dict(), "learned": [config.name, [*config.classes]]}
+            save_file(path, lambda file: torch.save(state, file))
+        held.release()
     with reading(path, "delete it (the one in assets/: get it from the repository)"):
         state = load_tensors(path)
         if state.pop("learned") != [config.name, [*config.classes]]:
@@ -100,31 +103,16 @@ def load_judge(config, device: torch.device, path: Path | None = None) -> Judge:
     return judge.to(device).eval()
 
 
-def make(config, path: Path, device, steps: int = STEPS, seed: int = 0) -> None:
-    """Train a judge and write it to path, unless another process does so meanwhile."""
-    held = lock(path)
-    if not path.exists():
-        say(f"judge: training one for {config.name}, once; it is kept in {path}")
-        judge = train(*training_images(config), len(config.classes), device, steps, seed).half()
-        state = {**judge.state_dict(), "learned": [config.name, [*config.classes]]}
-        save_file(path, lambda file: torch.save(state, file))
-        pixels, labels, _ = load_dataset(config, "test")
-        right = load_judge(config, device, path).see(pixels.numpy())[1] == labels.numpy()
-        say(f"judge: {path} reads {right.mean():.2%} of {len(labels):,} held-out images right")
-    held.release()
-
-
 def training_images(config) -> tuple[torch.Tensor, torch.Tensor]:
     """The training split, of MNIST without the embedded digits -> pixels, labels."""
     pixels, labels, source = load_dataset(config)
-    if config.name != "mnist" or not EMBEDDED["train"].exists():
-        return pixels, labels
     if source == "embedded":
-        raw = config.data_dir / "MNIST" / "raw"
-        raise UserError(f"the judge is trained on MNIST's own files; put them into {raw}")
-    known = {image.tobytes() for image in embedded_mnist("train")[0].numpy()}
-    others = [i for i, image in enumerate(pixels.numpy()) if image.tobytes() not in known]
-    return pixels[others], labels[others]
+        raise UserError("the judge is trained on MNIST's own files, which are not here")
+    if source == "MNIST" and EMBEDDED["train"].exists():
+        known = {image.tobytes() for image in embedded_mnist("train")[0].numpy()}
+        others = [i for i, image in enumerate(pixels.numpy()) if image.tobytes() not in known]
+        return pixels[others], labels[others]
+    return pixels, labels
 
 
 @dataclass
@@ -142,7 +130,10 @@ def main(argv: list[str] | None = None) -> None:
     path = config.out or judge_path(config)
     if path.exists():
         raise UserError(f"{path} exists; choose another file with --out, or move it away")
-    make(config, path, pick_device(config.device), config.train_steps, config.seed)
+    judge = load_judge(config, pick_device(config.device), path, config.train_steps, config.seed)
+    pixels, labels, _ = load_dataset(config, "test")
+    right = (judge.see(pixels.numpy())[1] == labels.numpy()).mean()
+    print(f"{path}: {right:.2%} of {len(labels):,} held-out images right")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,38 @@
-"""Grids of images and curves of losses, as PNG files."""
+"""Pictures: grids of images, curves of losses, and all that a script saves beside its checkpoint."""
 
 import math
+import re
 import textwrap
 import unicodedata
 import warnings
+import zlib
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from kit.files import save_file
+from kit import words
+from kit.captions import combinations, words_of
+from kit.data import load_dataset, to_images, to_pixels
+from kit.files import RANK, save_arrays, save_file, say
+from kit.run import Run
+from kit.samples import generate, generators_of, load_samples, save_samples
 
 # Okabe & Ito: to be told apart by colour-blind eyes too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"
-# Fonts with Chinese, Japanese or Korean characters, on Linux, Windows and macOS.
-CJK_FONTS = {
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Malgun Gothic",
-    "Yu Gothic", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS",
-}  # fmt: skip
+FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # of film.npz
 
 
 def use_plain_style() -> None:
-    """The same figures whatever matplotlibrc a user has; no warning for missing characters."""
-    there = {font.name for font in font_manager.fontManager.ttflist}
+    """The same figures whatever matplotlibrc a user has; Chinese, and a $ that is a $."""
+    names = {font.name for font in font_manager.fontManager.ttflist}
+    asian = [name for name in names if re.search("CJK|Hei|Gothic|PingFang|Arial Unicode", name)]
     matplotlib.rcdefaults()
-    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(CJK_FONTS & there)]
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a prompt is a $
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(asian)]
+    matplotlib.rcParams["text.parse_math"] = False
     warnings.filterwarnings("ignore", "Glyph .* missing from")
 
 
@@ -57,7 +61,7 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     titles stand over the columns, captions left of the rows.
     """
     use_plain_style()
-    rows = math.ceil(len(pixels) / columns)
+    canvas, rows = tiled(pixels, columns), math.ceil(len(pixels) / columns)
     width = inches * columns + 0.085 * max(map(wide, captions), default=0)
     title = textwrap.shorten(title, 300, placeholder=" ...")
     room = width / 0.065 * max(1, len(title)) / max(1, wide(title))
@@ -69,7 +73,6 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
     left = 1 - inches * columns / width
     axes = figure.add_axes((left, 0, inches * columns / width, inches * rows / height))
-    canvas = tiled(pixels, columns)
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     middle = np.arange(max(rows, columns)) * 30 + 15
     axes.set_xticks(middle[: len(titles)], titles, rotation=90 if upright else 0, fontsize=7)
@@ -83,24 +86,23 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
 def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
     """losses: model -> its rows of loss.csv. Faint as logged, bold the mean of 15 rows.
 
-    Denoising losses share one panel; the losses of other families have another one.
+    Denoising losses share a panel, the losses of other families another one.
     """
     use_plain_style()
-    lines = [(model, name, rows) for model, rows in losses.items() if rows
-             for name in rows[0] if name.endswith("loss")]  # fmt: skip
-    kinds = sorted({name != "loss" for _, name, _ in lines})
+    lines = [(model, name) for model in losses for name in losses[model][0] if "loss" in name]
+    kinds = sorted({name != "loss" for _, name in lines})
     figure = Figure(figsize=(7 if len(kinds) < 2 else 11, 4), layout="constrained")
     panels = dict(zip(kinds, figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]))
-    for (model, name, rows), color in zip(lines, COLORS * len(lines)):
-        step, loss = (np.array([float(row[x]) for row in rows]) for x in ("step", name))
-        width, other = min(15, len(loss)), name != "loss"
-        label = f"{model}, {name.replace('_', ' ')}" if other else model
-        panels[other].plot(step, loss, color=color, alpha=0.25)
+    for (model, name), color in zip(lines, COLORS * len(lines)):
+        step, loss = (np.array([float(row[x]) for row in losses[model]]) for x in ("step", name))
+        width, axes = min(15, len(loss)), panels[name != "loss"]
+        label = model if name == "loss" else f"{model}, {name.replace('_', ' ')}"
+        axes.plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
-        panels[other].plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
+        axes.plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
     for other, axes in panels.items():
-        name = "loss" if other else "denoising loss: MSE of v"
-        axes.set(xlabel="training step", ylabel=name, yscale="log")
+        axes.set(xlabel="training step", yscale="log")
+        axes.set_ylabel("loss" if other else "denoising loss: MSE of v")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     return save_figure(path, figure, dpi=150)
@@ -114,3 +116,147 @@ def shown_classes(classes: int, n: int) -> np.ndarray:
     """The classes that a grid of n images has a column for: all, or 26 spread over them."""
     classes = min(classes, n)
     return np.linspace(0, classes - 1, min(classes, 26)).round().astype(int)
+
+
+def complete(run: Run) -> bool:
+    """Whether all that a run saves is on disk; if so, says it. Never so with --prompt."""
+    config, names = run.config, ["samples.npz", "samples.png", "denoising.png"]
+    names += ["prompts.png"] * config.has("prompt") + ["film.npz"] * config.has("scales")
+    names += ["reconstructions.png"] * (config.family == "VAE")
+    paths = [run.images / name for name in names] + [run.metrics / "performance.csv"]
+    done = run.step == config.train_steps and all(path.exists() for path in paths)
+    if config.prompt is not None or not done or not run.sampled_alike():
+        return False
+    say(f"{run.folder} is complete; --fresh starts over")
+    return True
+
+
+def save_outputs(run: Run, draw, reconstruct=None) -> None:
+    """Save the samples and pictures of a run; with --prompt, one picture.
+
+    draw(prompts, scale, generators, film) -> images (n, 1, 28, 28) in [-1, 1]; it appends (title,
+    images) to the list film, if there is one. reconstruct(images, prompts) -> what an autoencoder
+    makes of images.
+    """
+    if run.config.prompt is not None and RANK == 0:
+        save_prompt_picture(run, draw)
+    if run.config.prompt is not None or RANK > 0:
+        return
+    run.begin()
+    save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows})
+    save_samples(run, draw)
+    save_samples_picture(run)
+    if run.config.has("prompt"):
+        save_prompts_picture(run, draw)
+    save_denoising_picture(run, draw)
+    if run.config.has("scales"):
+        save_film(run, draw)
+    if reconstruct is not None:
+        save_reconstructions(run, reconstruct)
+    run.lock.release()
+
+
+def save_prompt_picture(run: Run, draw) -> None:
+    """--prompt: save a picture of --n images and print its path."""
+    config, steps = run.config, run.saved["train_steps"]
+    if not words.names_a_class(config, config.prompt):
+        known = ", ".join(words.class_words(config)[0])
+        say(f"note: the prompt names no class that the model was trained on ({known}, ...)")
+    if run.shipped:
+        say(f"using {run.last}; python {config.script}.py trains weights of your own")
+    if run.step < steps:
+        say(f"note: the model is trained for {run.step} of {steps} steps so far")
+    pixels, _ = generate(run, draw, [config.prompt] * config.n, config.scale, "generating")
+    start = re.sub(r"\W+", "_", config.prompt.lower(), flags=re.ASCII)[:40].strip("_")
+    sampling = [config.choices().get(name) for name in sorted(config.SAMPLING)]
+    key = zlib.crc32(f"{config.prompt} {config.n} {sampling}".encode())
+    name = f"prompt_{start}_scale{config.scale:g}_seed{config.seed}_{key:08x}.png"
+    title = with_scale(config.prompt, config.has("scales"), config.scale)
+    save_grid(run.images / name, pixels, math.ceil(config.n**0.5), title, inches=0.6)
+    print(run.images / name)
+
+
+def shown_prompts(run: Run) -> list[str]:
+    """12 prompts, trained and held-out phrasings in turn, the last six with attribute words."""
+    config, kind, prompts = run.config, words.data_kind(run.config), []
+    if not config.has("prompt"):
+        return [""] * 12
+    trained, heldout = words.TRAIN_TEMPLATES[kind][1:], words.HELDOUT_TEMPLATES[kind]
+    pairs = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
+    asked = combinations(len(pairs))[1:] or [()]
+    for i in range(12):
+        said = words_of(pairs, asked[i % 6 % len(asked)]) if i >= 6 else ()
+        nouns = words.class_words(config, said)
+        template = (heldout if i % 2 else trained)[i // 2]
+        prompts.append(template.format(nouns[i % len(nouns)][i // 3 % 2]))
+    return prompts
+
+
+def save_prompts_picture(run: Run, draw) -> None:
+    """prompts.png: eight images for each of shown_prompts(), at the default scale."""
+    config, scale, prompts = run.config, type(run.config).scale, shown_prompts(run)
+    repeated = [prompt for prompt in prompts for _ in range(8)]
+    pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
+    captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
+    title = with_scale(config.script, config.has("scales"), scale)
+    title += "; * = a phrasing never trained on"
+    save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
+
+
+def frames_of(run: Run, draw, prompts, scale: float, numbers, most: int):
+    """-> at most so many moments of images uint8 (prompts, moments, 28, 28), their titles."""
+    film = []
+    draw(prompts, scale, generators_of(run.config.seed, numbers), film)
+    chosen = np.linspace(0, len(film) - 1, min(most, len(film))).round().astype(int)
+    frames = np.stack([to_pixels(film[i][1]) for i in chosen], 1)
+    return frames, [str(film[i][0]) for i in chosen]
+
+
+def save_denoising_picture(run: Run, draw) -> None:
+    """denoising.png: how six images come about."""
+    prompts, scale = shown_prompts(run)[:6], type(run.config).scale
+    frames, titles = frames_of(run, draw, prompts, scale, range(6), 11)
+    strip, path = frames.reshape(-1, *frames.shape[2:]), run.images / "denoising.png"
+    save_grid(path, strip, len(titles), run.config.film, titles, prompts)
+
+
+def save_film(run: Run, draw) -> None:
+    """film.npz: what becomes of one noise, for the sliders of the report: frames uint8 (prompts,
+    scales, moments, 28, 28), prompts, scales, moments (t).
+    """
+    shown, frames = shown_prompts(run), []
+    prompts = [shown[i] for i in (0, 2, 4, 8, 10, 9)]
+    for scale in FILM_SCALES:
+        some, moments = frames_of(run, draw, prompts, scale, [0] * len(prompts), 21)
+        frames.append(some)
+    arrays = {"frames": np.stack(frames, 1), "prompts": prompts, "scales": FILM_SCALES}
+    save_arrays(run.images / "film.npz", arrays | {"moments": [f"t = {t}" for t in moments]})
+
+
+def save_reconstructions(run: Run, reconstruct) -> None:
+    """reconstructions.png: held-out images, two of each class or one, and their reconstructions."""
+    config, (pixels, labels, _) = run.config, load_dataset(run.config, "test")
+    shown = shown_classes(len(config.classes), len(pixels)).tolist()
+    each = 2 if len(shown) <= 13 else 1
+    chosen = torch.cat([(labels == label).nonzero()[:each, 0] for label in shown])
+    texts = words.phrasings(config, words.TRAIN_TEMPLATES)
+    prompts = [texts[label][0] for label in labels[chosen].tolist()]
+    images = reconstruct(to_images(pixels[chosen]).to(run.device), prompts)
+    strip = np.concatenate([pixels[chosen].numpy(), to_pixels(images)])
+    titles = [config.classes[label] for label in labels[chosen].tolist()]
+    rows, path = ("held-out images", "reconstructions"), run.images / "reconstructions.png"
+    save_grid(path, strip, len(chosen), config.script, titles, rows, inches=0.35)
+
+
+def save_samples_picture(run: Run) -> None:
+    """samples.png: ten images of each class, at the middle one of the scales."""
+    config, table = run.config, load_samples(run.images / "samples.npz")
+    scale = sorted(config.scales)[len(config.scales) // 2]
+    plain = np.isin(table["kind"], ("trained", "unconditional")) & (table["scale"] == scale)
+    pixels, names = table["images"][plain], config.classes
+    shown = shown_classes(len(names), len(pixels))
+    order = (np.arange(10)[:, None] * len(names) + shown).flatten()
+    titles = [names[label] for label in shown] if config.has("prompt") else []
+    inches = min(0.6, max(0.3, max(map(len, titles), default=0) / 18))  # so that titles fit
+    title, path = with_scale(config.script, config.has("scales"), scale), run.images / "samples.png"
+    save_grid(path, pixels[order[order < len(pixels)]], len(shown), title, titles, inches=inches)

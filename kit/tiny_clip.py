@@ -37,9 +37,6 @@ P_NAMELESS = 0.2  # share of captions among those with attribute words that name
 P_NOISE, MAX_NOISE = 0.75, 40  # share of captions among random tokens; most of these in one
 
 
-# ── Which CLIP ──
-
-
 def load_clip(config, device: torch.device) -> Clip:
     """The CLIP that --clip names; auto: ViT-B/32, or tiny where that cannot be had.
 
@@ -73,9 +70,6 @@ def tiny_path(config) -> Path:
         return SHIPPED
     key = zlib.crc32(json.dumps(config.classes).encode())
     return config.data_dir / "tiny_clip" / f"{config.name}_{key:08x}.pt"
-
-
-# ── Training ──
 
 
 def build_clip():
@@ -178,9 +172,6 @@ def train(config, pixels, labels, device: torch.device, steps: int = STEPS, seed
         schedule.step()
         bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     return model.eval()
-
-
-# ── A file of it ──
 
 
 def make(config, path: Path, device: torch.device, steps: int = STEPS, seed: int = 0) -> None:

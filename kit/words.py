@@ -20,51 +20,34 @@ DRAWINGS = tuple("apple bicycle cat eyeglasses fish house rainbow star train tre
 CATEGORIES = ROOT / "assets" / "quickdraw_categories.txt"  # missing in a notebook
 LONGEST = 48  # bytes in the name of a class: CLIP reads at most 77 tokens
 
-# ── Templates of prompts; {} is a word for a class ──
-
+# Templates of prompts; {} is a word for a class.
 TRAIN_TEMPLATES = {
-    "mnist": (
-        "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|handwritten digit {}|"
-        "a photo of the number {}|a drawing of a {}|an image of the digit {}|a white {} on black|"
-        "please draw a {}|write the number {}|the numeral {} in handwriting|{}, handwritten"
-    ).split("|"),
-    "emnist": (
-        "{}|a {}|the {}|a handwritten {}|handwritten {}|a photo of the {}|a drawing of a {}|"
-        "an image of the {}|a white {} on black|please draw a {}|write the {}|"
-        "the {} in handwriting|{}, handwritten|{} in white ink"
-    ).split("|"),
-    "quickdraw": (
-        "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|an image of {}|"
-        "the outline of {}|please draw {}|{}, drawn in seconds|{} in white on black|"
-        "a plain drawing of {}|{}: a doodle|draw me {}"
-    ).split("|"),
+    "mnist": "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|"
+    "handwritten digit {}|a photo of the number {}|a drawing of a {}|an image of the digit {}|"
+    "a white {} on black|please draw a {}|write the number {}|the numeral {} in handwriting|"
+    "{}, handwritten",
+    "emnist": "{}|a {}|the {}|a handwritten {}|handwritten {}|a photo of the {}|a drawing of a {}|"
+    "an image of the {}|a white {} on black|please draw a {}|write the {}|"
+    "the {} in handwriting|{}, handwritten|{} in white ink",
+    "quickdraw": "{}|a drawing of {}|a doodle of {}|a sketch of {}|a quick sketch of {}|"
+    "an image of {}|the outline of {}|please draw {}|{}, drawn in seconds|{} in white on black|"
+    "a plain drawing of {}|{}: a doodle|draw me {}",
 }
 HELDOUT_TEMPLATES = {  # no model is trained on these, nor is tiny CLIP
-    "mnist": (
-        "show me the figure {}|{} written with a pen|I would like a {} please|"
-        "someone scribbled {} on paper|what does {} look like?|"
-        "a scan of an old letter with {} in it|my favourite is {}|give me {}!|"
-        "a child's attempt at writing {}|just {} and nothing else|"
-        "chalk on a blackboard: {}|could you sketch {} for me"
-    ).split("|"),
-    "emnist": (
-        "show me the character {}|{} written with a pen|I would like a {} please|"
-        "someone scribbled {} on paper|what does {} look like?|a scan of an old page with {} in it|"
-        "my favourite is {}|give me {}!|a child's attempt at writing {}|just {} and nothing else|"
-        "chalk on a blackboard: {}|could you sketch {} for me"
-    ).split("|"),
-    "quickdraw": (
-        "show me {}|can you scribble {} for me?|I would like {} please|{} scribbled on a napkin|"
-        "my favourite is {}|what does {} look like?|chalk on a blackboard: {}|give me {}!|"
-        "just {} and nothing else|guess what this is: {}|a child's attempt at {}|"
-        "somebody drew {} with a pen"
-    ).split("|"),
+    "mnist": "show me the figure {}|{} written with a pen|I would like a {} please|"
+    "someone scribbled {} on paper|what does {} look like?|a scan of an old letter with {} in it|"
+    "my favourite is {}|give me {}!|a child's attempt at writing {}|just {} and nothing else|"
+    "chalk on a blackboard: {}|could you sketch {} for me",
+    "quickdraw": "show me {}|can you scribble {} for me?|I would like {} please|"
+    "{} scribbled on a napkin|my favourite is {}|what does {} look like?|"
+    "chalk on a blackboard: {}|give me {}!|just {} and nothing else|guess what this is: {}|"
+    "a child's attempt at {}|somebody drew {} with a pen",
 }
-
-TRAIN_TEMPLATES["folder"] = TRAIN_TEMPLATES["quickdraw"]
-HELDOUT_TEMPLATES["folder"] = HELDOUT_TEMPLATES["quickdraw"]
-
-# ── Classes ──
+letters = HELDOUT_TEMPLATES["mnist"].replace("the figure", "the character")
+HELDOUT_TEMPLATES["emnist"] = letters.replace("an old letter", "an old page")
+for templates in (TRAIN_TEMPLATES, HELDOUT_TEMPLATES):
+    templates["folder"] = templates["quickdraw"]
+    templates |= {dataset: text.split("|") for dataset, text in templates.items()}
 
 
 def data_kind(config) -> str:

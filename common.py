@@ -1,8 +1,4 @@
-"""The only file of this repository that the models' scripts import.
-
-It holds the noise schedule and FID (Inception's features, Frechet distance), and passes on the
-names from kit/ that the scripts need.
-"""
+"""The only file of ours that the scripts import: noise schedule, FID, and names from kit/."""
 
 import math
 from pathlib import Path
@@ -21,15 +17,13 @@ from kit.run import Run  # results/<dataset>/<script>/: data, training steps, ch
 from kit.samples import noise  # Gaussian noise, each image's from a generator of its own
 from kit.tiny_clip import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
 
-# ── Noise schedule ──
-
 T = 1000  # diffusion steps
+INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 
 
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
-    """float32 (T + 1,), from 1 (clean) down to about 0 (noise); DDIM's alpha.
-
-    Nichol & Dhariwal 2021 Eq. 17, its betas clipped at 0.999 as there.
+    """float32 (T + 1,), from 1 (clean) to about 0 (noise): Nichol & Dhariwal 2021 Eq. 17, with their
+    betas of at most 0.999. DDIM's alpha.
     """
     t = torch.arange(T + 1, dtype=torch.float64)
     f = torch.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -37,16 +31,9 @@ def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
     return torch.cat([torch.ones(1), alphas.cumprod(0)]).float().to(device)
 
 
-# ── FID ──
-
-INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
-
-
 def inception_features(device: torch.device):
-    """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048).
-
-    Features of torchvision's Inception v3 before its last layer. Papers use a port of TensorFlow's
-    weights, so their FIDs differ. UserError if the weights cannot be had.
+    """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048), those before the last layer of
+    torchvision's Inception v3. Papers use TensorFlow's weights, so their FIDs differ.
     """
     from torchvision.models import inception_v3  # no script needs torchvision
 
@@ -71,10 +58,7 @@ def inception_features(device: torch.device):
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Between Gaussians fitted to features (n, d) and (m, d): FID, Heusel et al. 2017 Eq. 6.
-
-    In float64.
-    """
+    """Between Gaussians fitted to features (n, d) and (m, d): FID, Heusel et al. 2017 Eq. 6."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     cov_a = np.atleast_2d(np.cov(a, rowvar=False))
     cov_b = np.atleast_2d(np.cov(b, rowvar=False))

@@ -1,9 +1,7 @@
-"""What a sentence says beside the class: measures of an image, and the words for low and high.
+"""What prompts say beside the class: measures of an image, and words for low and high ones.
 
 Thickness and slant are measured as in Morpho-MNIST (Castro et al. 2019).
 """
-
-from collections import namedtuple
 
 import numpy as np
 import torch
@@ -13,17 +11,19 @@ from scipy import ndimage
 from kit.files import memory, progress, say
 from kit.words import data_kind
 
-# measure: pixels uint8 (n, 28, 28) -> (n,), nan for an image without ink. low, high: words.
-# quantile: images whose measure is below it are low, those above 1 - quantile are high.
-Attribute = namedtuple("Attribute", "name measure low high quantile")
-LEAST = 0.05  # share of images that must be low, and high, for an attribute to be used
+WORDS = {  # measure -> the words for low and for high, the share of images that each fits
+    "thickness": ("thin", "thick", 0.25),
+    "slant": ("leaning left", "leaning right", 0.2),
+    "ink": ("simple", "detailed", 0.25),
+    "shape": ("tall", "wide", 0.25),
+}
+LEAST = 0.05  # share of images that each word must fit
 SCALE = 4  # images are enlarged so much before their strokes are measured
 
 
 def thickness(pixels: np.ndarray) -> np.ndarray:
-    """Mean width of the strokes in pixels: twice the distance to the background along the ridge.
-
-    The ridge is where that distance is the largest among the 8 neighbours.
+    """Mean width of the strokes in pixels: twice their distance to the background, where that is
+    the largest among 8 neighbours.
     """
     widths = np.full(len(pixels), np.nan)
     images = torch.tensor(pixels.copy())[:, None].float()
@@ -65,59 +65,45 @@ def ink(pixels: np.ndarray) -> np.ndarray:
     return np.where(share > 0, share, np.nan)
 
 
-WRITTEN = (
-    Attribute("thickness", thickness, "thin", "thick", 0.25),
-    Attribute("slant", slant, "leaning left", "leaning right", 0.2),
-)
-DRAWN = (  # QuickDraw's pen always has the same width
-    Attribute("ink", ink, "simple", "detailed", 0.25),
-    Attribute("shape", shape, "tall", "wide", 0.25),
-)
-
-
-def of_dataset(config) -> tuple[Attribute, ...]:
-    return DRAWN if data_kind(config) == "quickdraw" else WRITTEN
+def measures_of(config) -> list[str]:
+    """The names of two functions above; QuickDraw's strokes have one thickness."""
+    return ["ink", "shape"] if data_kind(config) == "quickdraw" else ["thickness", "slant"]
 
 
 def measured(config, pixels: np.ndarray) -> np.ndarray:
-    """pixels uint8 (n, 28, 28) -> measures (n, attributes), cached in --data-dir."""
-    names = [attribute.measure.__name__ for attribute in of_dataset(config)]
-    return memory(config.data_dir).cache(measure_all)(pixels, names)
+    """pixels uint8 (n, 28, 28) -> measures (n, 2), cached in --data-dir."""
+    return memory(config.data_dir).cache(measure_all)(pixels, measures_of(config))
 
 
 def measure_all(pixels: np.ndarray, names: list[str]) -> np.ndarray:
-    """names: of functions in this file."""
     parts, measures = np.split(pixels, range(500, len(pixels), 500)), [globals()[x] for x in names]
     bar = progress(parts, "measuring attributes", unit="500 images")
     return np.concatenate([np.stack([measure(x) for measure in measures], 1) for x in bar])
 
 
 def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
-    """values: measured() of all training images -> attribute -> word -> where it begins.
+    """values: measured() of all training images -> measure -> word -> where it begins.
 
-    Attributes in which the images hardly differ, or whose words name a class, are left out.
+    Measures in which the images hardly differ, or whose words name a class, are left out.
     """
     chosen, names = {}, {word for name in config.classes for word in name.lower().split()}
-    for attribute, value in zip(of_dataset(config), values.T):
-        words, q = (attribute.low, attribute.high), attribute.quantile
+    for measure, value in zip(measures_of(config), values.T):
+        *words, q = WORDS[measure]
         known = value[~np.isnan(value)]
         low, high = np.quantile(known, [q, 1 - q]) if len(known) else (0.0, 0.0)
         if min((value < low).mean(), (value > high).mean()) < LEAST:
-            why = f"the training images hardly differ in {attribute.name}"
+            say(f"{config.dataset}: no prompts with {words}, since the images hardly differ in it")
         elif names & {*" ".join(words).split()}:
-            why = "a class has such a name"
+            say(f"{config.dataset}: no prompts with {words}, since a class has such a name")
         else:
-            chosen[attribute.name] = dict(zip(words, (float(low), float(high))))
-            continue
-        say(f"{config.dataset}: captions without {words[0]} and {words[1]}, since {why}")
+            chosen[measure] = dict(zip(words, (float(low), float(high))))
     return chosen
 
 
 def states(config, values: np.ndarray, chosen: dict) -> np.ndarray:
     """-> int8 (n, len(chosen)): -1 where an image is low, 1 where it is high, 0 between."""
-    names = [attribute.name for attribute in of_dataset(config)]
     result = np.zeros((len(values), len(chosen)), np.int8)
     for column, (name, words) in zip(result.T, chosen.items()):
-        value, (low, high) = values[:, names.index(name)], words.values()
+        value, (low, high) = values[:, measures_of(config).index(name)], words.values()
         column[value < low], column[value > high] = -1, 1
     return result

@@ -1,4 +1,4 @@
-"""CLIP checkpoints (Radford et al. 2021), through the model and the tokenizer of OpenAI's package."""
+"""CLIP (Radford et al. 2021), through the model and the tokenizer of OpenAI's package."""
 
 import functools
 import importlib.util
@@ -54,10 +54,7 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 
 
 class Clip:
-    """A CLIP. Both encoders return float32 rows of length 1.
-
-    name, crc32 tell CLIPs apart; dim is the number of entries of a row.
-    """
+    """A CLIP with name, crc32 (of its file) and dim. Encoders return float32 rows of length 1."""
 
     def __init__(self, name: str, path: Path, device: torch.device, data_dir: Path):
         with reading(path, "it is no CLIP checkpoint, or damaged; choose another with --clip"):
@@ -92,10 +89,7 @@ class Clip:
 
 
 def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
-    """-> (n, dim). One by one, so that a vector does not depend on the other texts.
-
-    crc32: of the CLIP, for the cache.
-    """
+    """-> (n, dim). One by one, so that none depends on the others. crc32 is for the cache."""
     bar = progress(texts, "reading captions", unit="text", leave=False)
     rows = [clip.encode_text([readable(text)])[0].cpu().numpy() for text in bar]
     return np.array(rows, np.float32).reshape(-1, clip.dim)

@@ -12,11 +12,11 @@ from typing import Literal
 
 import tyro
 
-from kit.files import ROOT, UserError, load_tensors, reading, say
-from kit.words import DATASETS, class_names, readable
+from kit import words
+from kit.files import ROOT, UserError, load_tensors, reading
 
 RETRAIN = "copy the file back from a backup, or train again with --fresh"
-AT_LEAST_ONE = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_class"}
+COUNTS = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_class"}
 
 
 @dataclass
@@ -31,25 +31,21 @@ class DataConfig:
 
     def __post_init__(self):
         """UserError for choices that would silently do harm."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in list(vars(self).items()):
             if isinstance(value, Path):
-                setattr(self, field.name, value.expanduser())
+                setattr(self, name, value.expanduser())
             for number in value if isinstance(value, tuple) else [value]:
-                flag = f"--{field.name.replace('_', '-')} {number}"
-                if isinstance(number, int | float) and not 0 <= number < math.inf:
-                    raise UserError(f"{flag}: it must be finite and not negative")
-                if field.name in AT_LEAST_ONE and number < 1:
-                    raise UserError(f"{flag}: it must be at least 1")
+                if isinstance(number, int | float) and not (name in COUNTS) <= number < math.inf:
+                    wanted = "at least 1" if name in COUNTS else "finite and not negative"
+                    raise UserError(f"--{name.replace('_', '-')} {number}: it must be {wanted}")
         folder = Path(self.dataset).expanduser().resolve()
-        self.name = self.dataset if self.dataset in DATASETS else folder.name
-        if self.dataset not in DATASETS:
-            if self.name in DATASETS:
-                raise UserError(f"--dataset {folder}: rename the folder, {self.name} is taken")
-            for path in (self.data_dir, getattr(self, "out", self.data_dir)):
-                if folder in (path.resolve(), *path.resolve().parents):
-                    raise UserError(f"{path} is inside the folder of pictures; choose another one")
-        names = class_names(self)
+        self.name = self.dataset if self.dataset in words.DATASETS else folder.name
+        for path in (self.data_dir.resolve(), getattr(self, "out", self.data_dir).resolve()):
+            if self.dataset not in words.DATASETS and folder in (path, *path.parents):
+                raise UserError(f"{path} is inside the folder of pictures; choose another one")
+        if self.dataset != self.name and self.name in words.DATASETS:
+            raise UserError(f"--dataset {folder}: rename the folder, {self.name} is taken")
+        names = words.class_names(self)
         if self.classes and tuple(self.classes) != names:
             raise UserError(f"--classes: the classes of {self.dataset} are {', '.join(names)}")
         self.classes = names
@@ -57,7 +53,9 @@ class DataConfig:
     @classmethod
     def parse(cls, argv: list[str] | None = None, **default):
         """Flags argv, or those of the command line -> choices. UserError for wrong flags."""
-        prepare_terminal()
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # no character fails to print
         if argv is None and "kernel_launcher" in sys.argv[0]:  # the arguments of a notebook
             argv = []
         module, message = sys.modules[cls.__module__], io.StringIO()
@@ -97,18 +95,18 @@ class Config(DataConfig):
         self.script = Path(getattr(sys.modules[type(self).__module__], "__file__", "notebook")).stem
         self.folder = self.out / self.name / self.script
         self.checkpoint = self.folder / "checkpoints" / "last.pt"
-        shipped = ROOT / "assets" / f"{self.script}_{self.name}.pt"
         if self.interval and self.interval[0] > self.interval[1]:
             raise UserError("--interval: the lower t comes first")
         if self.prompt is not None:
-            self.prompt = readable(self.prompt)
+            self.prompt = words.readable(self.prompt)
             if not self.prompt.strip() or not self.prompt.isprintable():
                 raise UserError('--prompt: it needs readable text, such as "a thick seven"')
+            shipped = ROOT / "assets" / f"{self.script}_{self.name}.pt"
             if shipped.exists() and self.out == Path("results") and not self.checkpoint.exists():
                 self.checkpoint = shipped
 
     def has(self, field: str) -> bool:
-        """Whether the script has such a field; "prompt": it reads text, "scales": has guidance."""
+        """Whether the script has this field. "prompt": it reads text; "scales": it has guidance."""
         return field in self.__dataclass_fields__
 
     def choices(self) -> dict:
@@ -116,31 +114,13 @@ class Config(DataConfig):
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     @classmethod
-    def parse(cls, argv: list[str] | None = None, **default):
+    def parse(cls, argv: list[str] | None = None):
         """As above; with --prompt, choices that are not typed are those of the trained run."""
-        config = super().parse(argv, **default)
+        config = super().parse(argv)
         if config.prompt is None or not config.checkpoint.exists():
             return config
         with reading(config.checkpoint, RETRAIN):
             trained = load_tensors(config.checkpoint)["config"]
-        names = {field.name for field in dataclasses.fields(cls)} - cls.FREE - {"seed"}
-        known = {x: trained[x] for x in names if x in trained}
-        known = {x: tuple(y) if isinstance(y, list) else y for x, y in known.items()}
+        names = cls.__dataclass_fields__.keys() & trained.keys() - cls.FREE - {"seed"}
+        known = {x: tuple(y) if isinstance(y := trained[x], list) else y for x in names}
         return super().parse(argv, default=cls(dataset=config.dataset, **known))
-
-
-def prepare_terminal() -> None:
-    """No character fails to print; Ctrl-C and a lack of memory print one line each."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-    def report(kind, error, trace):
-        if issubclass(kind, KeyboardInterrupt):
-            say("stopped; the same command (without --fresh) continues from the last checkpoint")
-        elif issubclass(kind, MemoryError) or "out of memory" in str(error):
-            say("error: out of memory; try a smaller --batch-size")
-        else:
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = report

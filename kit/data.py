@@ -1,6 +1,5 @@
 """MNIST, EMNIST, QuickDraw or a folder of pictures, as pixels uint8; pixels as images."""
 
-import contextlib
 import gzip
 import urllib.parse
 import urllib.request
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from kit.files import PATIENCE, ROOT, UserError, load_arrays, network, reading, save_file, say
-from kit.words import EMNIST_SPLITS, data_kind
+from kit.words import data_kind
 
 EMBEDDED = {  # split -> 5,000 digits of MNIST, 500 of each class; missing in a notebook
     "train": ROOT / "assets" / "mnist_5k.npz",
@@ -26,15 +25,16 @@ def load_dataset(config, split: str = "train") -> tuple[torch.Tensor, torch.Tens
 
     UserError if they cannot be had. No network in this repository is trained on the test split.
     """
-    if data_kind(config) == "mnist":
+    kind = data_kind(config)
+    if kind == "mnist":
         return mnist(config.data_dir, split)
-    if data_kind(config) == "emnist":
-        return *emnist(config.data_dir, config.emnist_split, split), "EMNIST"
-    if data_kind(config) == "quickdraw":
-        return *every_tenth(quickdraw(config), split), "QuickDraw"
+    if kind == "emnist":
+        return *emnist(config.data_dir, config.emnist_split, split), kind
+    if kind == "quickdraw":
+        return *every_tenth(quickdraw(config), split), kind
     from kit.folder import pictures  # other data sets need no Pillow
 
-    return *every_tenth(pictures(config), split), "folder"
+    return *every_tenth(pictures(config), split), kind
 
 
 def to_images(pixels: torch.Tensor) -> torch.Tensor:
@@ -68,13 +68,12 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
     if split == "test" and EMBEDDED["test"].exists():
         return *embedded_mnist("test"), "embedded"
     part = "train" if split == "train" else "t10k"
-    place = root / "torchvision"  # a download overwrites no file of a user there
     try:
         if not mnist_files(root, part):
             with network(MNIST_URL):
                 from torchvision.datasets import MNIST
 
-                MNIST(place, download=True)
+                MNIST(root / "torchvision", download=True)  # it overwrites no file of a user there
     except UserError as error:
         how = f"to use all 60,000 digits, put MNIST's four files into {root / 'MNIST' / 'raw'}"
         if not EMBEDDED["train"].exists():
@@ -83,16 +82,17 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
         return *embedded_mnist("train"), "embedded"
     images, labels = mnist_files(root, part)
     with reading(images, "move it and its labels away"):
-        return *paired(read_idx(images), read_idx(labels), 10), "MNIST"
+        images, labels = read_idx(images), read_idx(labels)
+        if images.shape != (len(labels), 28, 28) or labels.max() > 9:
+            raise ValueError(f"images {images.shape}, {len(labels)} labels up to {labels.max()}")
+        return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)), "mnist"
 
 
 def mnist_files(root: Path, part: str) -> list[Path]:
     """part train or t10k -> [images, labels] under their usual names, packed or not, or []."""
-    for folder in (root / "MNIST", root / "torchvision"):
-        for images in sorted(folder.rglob(f"{part}-images[-.]idx3-ubyte*")):
-            labels = sorted(images.parent.glob(f"{part}-labels[-.]idx1-ubyte*"))
-            if labels:
-                return [images, labels[0]]
+    for images in sorted(root.glob(f"**/MNIST/**/{part}-images[-.]idx3-ubyte*")):
+        for labels in sorted(images.parent.glob(f"{part}-labels[-.]idx1-ubyte*")):
+            return [images, labels]
     return []
 
 
@@ -105,14 +105,6 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError("it is no IDX file of bytes")
     shape = np.frombuffer(content, ">u4", content[3], offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-
-
-def paired(images: np.ndarray, labels: np.ndarray, classes: int):
-    """-> pixels uint8 (N, 28, 28), labels int64 (N,). ValueError for other shapes or labels."""
-    if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or labels.max() >= classes:
-        wanted = f"labels from 0 to {classes - 1} and as many images of 28 x 28"
-        raise ValueError(f"{images.shape}, labels to {labels.max()}; it takes {wanted}")
-    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
 def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,17 +122,16 @@ def emnist(root: Path, emnist_split: str, split: str) -> tuple[torch.Tensor, tor
         from torchvision.datasets.utils import check_integrity
 
         options = {"root": root, "split": emnist_split, "train": split == "train"}
+        if archive.exists() and not check_integrity(archive, EMNIST.md5):
+            raise ValueError("gzip.zip is another file, or damaged")
         try:
-            data = EMNIST(**options)
-        except RuntimeError:  # nothing is unpacked yet
-            if archive.exists() and not check_integrity(archive, EMNIST.md5):
-                raise ValueError("gzip.zip is another file, or damaged") from None
-            say(f"EMNIST: unpacking {EMNIST.url}, 540 MB, once")
-            with contextlib.nullcontext() if archive.exists() else network(EMNIST.url):
+            data = EMNIST(**options, download=archive.exists())  # which unpacks it
+        except RuntimeError:  # nothing is there
+            say(f"EMNIST: downloading {EMNIST.url}, 540 MB, once")
+            with network(EMNIST.url):
                 data = EMNIST(**options, download=True)
         first = int(emnist_split == "letters")  # only this split counts from 1
-        labels, classes = data.targets.numpy() - first, len(EMNIST_SPLITS[emnist_split])
-        return paired(data.data.mT.numpy(), labels, classes)
+        return data.data.mT.contiguous(), data.targets.long() - first
 
 
 def quickdraw(config) -> list[np.ndarray]:
@@ -158,9 +149,7 @@ def quickdraw(config) -> list[np.ndarray]:
             save_file(path, lambda file, drawings=drawings: np.save(file, drawings))
         with reading(path, f"move it away, or put {url} there"):
             drawings = np.load(path, mmap_mode="r")[: config.per_class]
-            if drawings.dtype != np.uint8:
-                raise ValueError(f"it holds {drawings.dtype}, not bytes")
-            groups.append(drawings.reshape(-1, 28, 28))
+            groups.append(drawings.view(np.uint8).reshape(len(drawings), 28, 28))
     return groups
 
 
@@ -178,14 +167,9 @@ def fetch_drawings(url: str, n: int) -> np.ndarray:
 def every_tenth(groups: list[np.ndarray], split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of each class -> pixels, labels. Every tenth image of a class is the test split."""
     chosen = [np.flatnonzero((np.arange(len(x)) % 10 == 9) == (split == "test")) for x in groups]
-    sizes = [len(rows) for rows in chosen]
-    pixels, end = (
-        np.empty((sum(sizes), 28, 28), np.uint8),
-        0,
-    )  # concatenating takes twice the memory
+    sizes = torch.tensor([len(rows) for rows in chosen])
+    pixels, end = np.empty((int(sizes.sum()), 28, 28), np.uint8), 0  # without a second copy
     for images, rows in zip(groups, chosen):
         pixels[end : end + len(rows)] = images[rows]
         end += len(rows)
-    return torch.from_numpy(pixels), torch.arange(len(groups)).repeat_interleave(
-        torch.tensor(sizes)
-    )
+    return torch.from_numpy(pixels), torch.arange(len(groups)).repeat_interleave(sizes)

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -118,9 +117,9 @@ def memory(folder: Path) -> Memory:
 
 
 def lock(path: Path, wait: bool = True) -> FileLock:
-    """Lock path until .release() or the end of this process. UserError if it is taken and not wait.
+    """-> path's lock, taken, until .release() or the end of this process, which may take it again.
 
-    A process may take a lock that it has already.
+    UserError if another process has it and wait is False.
     """
     with writing(path):
         name = path.with_name(f".{path.name}.lock")
@@ -151,8 +150,7 @@ def network(url: str):
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=PATIENCE).close()
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
             answers.append("")
         except Exception as error:  # of many kinds
             answers.append(f": {one_line(error)}")

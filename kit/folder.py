@@ -20,37 +20,36 @@ LEAST = 20  # pictures of a class
 
 def pictures(config) -> list[np.ndarray]:
     """-> for each class its pictures uint8 (n, 28, 28). UserError for fewer than 20 of a class."""
-    groups, broken, counts = [], [], []
+    groups, broken = {}, []
     for name, folders in class_folders(Path(config.dataset).expanduser()).items():
         files = [(str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in paths_in(folders)]
-        pixels, wrong = memory(config.data_dir).cache(read_pictures)(files)
-        if len(pixels) < LEAST:
-            raise UserError(f"{config.dataset}: {name!r} has {len(pixels)} pictures, not {LEAST}")
-        groups.append(pixels)
+        groups[name], wrong = memory(config.data_dir).cache(read_pictures)(files)
         broken += wrong
-        counts.append(f"{name} ({len(pixels)})")
-    everything = np.concatenate(groups)
-    inverted = frame(everything).mean() > everything.mean()
+        if len(groups[name]) < LEAST:
+            found = f"{name!r} has {len(groups[name])} pictures, not {LEAST}"
+            raise UserError(f"{config.dataset}: {found}; {len(broken)} are broken {broken[:3]}")
+    pixels = np.concatenate([*groups.values()])
+    inverted = frame(pixels).mean() > pixels.mean()
+    counts = ", ".join(f"{name} ({len(group)})" for name, group in groups.items())
     how = ", inverted to light on dark" if inverted else ""
-    out = f"; {len(broken)} left out as no picture or broken: {', '.join(broken[:3])}, ..."
-    say(f"{config.dataset}: pictures of {', '.join(counts)}{how}{out if broken else ''}")
-    return [255 - group if inverted else group for group in groups]
+    out = f"; {len(broken)} broken ones left out, such as {broken[0]}" if broken else ""
+    say(f"{config.dataset}: pictures of {counts}{how}{out}")
+    return [255 - group if inverted else group for group in groups.values()]
 
 
 def paths_in(folders: list[Path]) -> list[Path]:
     """All pictures in these folders, in an order that does not depend on the file system."""
     found = {}
-    for folder in folders:
-        for path in folder.rglob("*"):
-            inner = path.relative_to(folder).as_posix()
-            hidden = re.search(r"(^|/)([.@]|__MACOSX)", inner)
-            if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
-                found[unicodedata.normalize("NFC", f"{folder.name}/{inner}")] = path
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        name = unicodedata.normalize("NFC", path.relative_to(folders[0].parent).as_posix())
+        hidden = re.search(r"(^|/)([.@]|__MACOSX)", name)
+        if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
+            found[name] = path
     return [found[name] for name in sorted(found)]
 
 
 def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:
-    """files: path, size, time -> pixels uint8 (n, 28, 28), the broken ones with the reason."""
+    """files: path, size, time -> pixels uint8 (n, 28, 28), the broken ones and why."""
     pixels, broken = [], []
     for path, *_ in progress(files, "reading pictures", leave=False):
         try:

@@ -21,7 +21,7 @@ from torch import nn
 
 from kit.config import DataConfig
 from kit.data import EMBEDDED, embedded_mnist, jitter, load_dataset, to_images
-from kit.files import ROOT, UserError, load_tensors, lock, progress, reading, save_file, say
+from kit.files import ROOT, UserError, load_tensors, once, progress, reading, save_file, say
 from kit.processes import pick_device
 
 SHIPPED = ROOT / "assets" / "judge_mnist.pt"  # missing in a notebook
@@ -80,19 +80,10 @@ def judge_path(config) -> Path:
     return config.data_dir / "judge" / f"{config.name}_{zlib.crc32(key.encode()):08x}.pt"
 
 
-def load_judge(
-    config, device, path: Path | None = None, steps: int = STEPS, seed: int = 0
-) -> Judge:
+def load_judge(config, device: torch.device) -> Judge:
     """The judge for the classes of config, trained now if there is none; crc32: of its file."""
-    path = path or judge_path(config)
-    if not path.exists():
-        held = lock(path)
-        if not path.exists():  # another process may have made it
-            say(f"judge: training one for {config.name}, once; it is kept in {path}")
-            judge = train(*training_images(config), len(config.classes), device, steps, seed).half()
-            state = {**judge.state_dict(), "learned": [config.name, [*config.classes]]}
-            save_file(path, lambda file: torch.save(state, file))
-        held.release()
+    path = judge_path(config)
+    once(path, lambda: make(config, path, device))
     with reading(path, "delete it (the one in assets/: get it from the repository)"):
         state = load_tensors(path)
         if state.pop("learned") != [config.name, [*config.classes]]:
@@ -101,6 +92,17 @@ def load_judge(
         judge.load_state_dict(state)
     judge.crc32 = zlib.crc32(path.read_bytes())
     return judge.to(device).eval()
+
+
+def make(config, path: Path, device, steps: int = STEPS, seed: int = 0) -> None:
+    """Train a judge for the classes of config and write it to path."""
+    say(f"judge: training one for {config.name}, once; it is kept in {path}")
+    judge = train(*training_images(config), len(config.classes), device, steps, seed)
+    pixels, labels, _ = load_dataset(config, "test")
+    right = (judge.see(pixels.numpy())[1] == labels.numpy()).mean()
+    say(f"judge: {right:.2%} of {len(labels):,} held-out images right")
+    state = {**judge.half().state_dict(), "learned": [config.name, [*config.classes]]}
+    save_file(path, lambda file: torch.save(state, file))
 
 
 def training_images(config) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,7 +121,7 @@ def training_images(config) -> tuple[torch.Tensor, torch.Tensor]:
 class Config(DataConfig):
     """Train a judge."""
 
-    out: Path | None = None  # the file to write; without it, the one that evaluate.py looks for
+    out: Path = Path("judge.pt")  # the file to write
     train_steps: int = STEPS  # optimiser steps
     seed: int = 0  # of the training
     device: str = "auto"  # cpu, cuda, ...
@@ -127,13 +129,9 @@ class Config(DataConfig):
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    path = config.out or judge_path(config)
-    if path.exists():
-        raise UserError(f"{path} exists; choose another file with --out, or move it away")
-    judge = load_judge(config, pick_device(config.device), path, config.train_steps, config.seed)
-    pixels, labels, _ = load_dataset(config, "test")
-    right = (judge.see(pixels.numpy())[1] == labels.numpy()).mean()
-    print(f"{path}: {right:.2%} of {len(labels):,} held-out images right")
+    if config.out.exists():
+        raise UserError(f"{config.out} exists; choose another file with --out")
+    make(config, config.out, pick_device(config.device), config.train_steps, config.seed)
 
 
 if __name__ == "__main__":

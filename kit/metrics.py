@@ -6,6 +6,11 @@ import numpy as np
 import torch
 
 
+def apply(function, key: str, pixels: np.ndarray):
+    """function(pixels), cached by evaluate.py under key, which stands for function's network."""
+    return function(pixels)
+
+
 def kid(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Kernel distance of features (n, d), (m, d): KID (Binkowski et al. 2018), standard error.
 
@@ -36,10 +41,7 @@ def density_coverage(real: np.ndarray, drawn: np.ndarray, k: int = 5) -> tuple[f
 
 
 def mse_diversity(pixels: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """Class -> mean squared difference of two of its images, over pixels from 0 to 1.
-
-    A class of one image has none.
-    """
+    """Class of 2 images or more -> mean squared difference of two, over pixels from 0 to 1."""
     result = {}
     for label in np.unique(labels):
         group = pixels[labels == label]
@@ -89,9 +91,9 @@ def nearest(pixels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def copied(distances: np.ndarray) -> float:
-    """The share of images (n, 2) whose nearest training image is a copy.
+    """Share of images (n, 2) nearer to one training image than to a third of the next.
 
-    That is, nearer than a third of the second nearest (Yoon et al. 2023).
+    Yoon et al. 2023.
     """
     first, second = distances.T
     return float(((first == 0) | (first < second / 3)).mean())
@@ -104,13 +106,11 @@ def confusion(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
 
 
 def obedience(asked: np.ndarray, states: np.ndarray, right: np.ndarray) -> dict[tuple, dict]:
-    """What prompts asked for -> how many images show it.
+    """What prompts asked for -> shares of images that show it.
 
-    asked, states: of each attribute -1, low, or 1, high (n, attributes); asked 0: nothing. right:
-    whether the class is what was asked (n,). as_asked: the share whose asked attributes are all as
-    asked; single: of each alone; everything: the class too, which is CoInD's conformity score
-    (Gaudi et al. 2025). without_asking, everything_without_asking: the same two shares where
-    prompts asked for no attribute.
+    asked, states (n, attributes): -1 low, 1 high; asked 0: nothing. right (n,): whether the class
+    is right. as_asked: all attributes are as asked; single: each alone; everything: the class too,
+    CoInD's conformity score (Gaudi et al. 2025); ..without_asking: the same in plain prompts.
     """
     result, plain = {}, (asked == 0).all(1)
     for combination in dict.fromkeys(map(tuple, asked.tolist())):

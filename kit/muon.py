@@ -6,12 +6,10 @@ import torch
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of convolutions, AdamW for all others (Jordan et al. 2024).
 
-    A weight (out, in, 3, 3) is read as a matrix (out, 9 in). Its momentum is replaced by the
-    nearest orthogonal matrix: without that a few directions with large gradients learn, and the
-    others wait. Each group of param_groups has its "lr" and, for schedules, its "peak".
-
-    torch.optim.Muon takes matrices alone, and works in bfloat16, which costs more than the whole
-    rest of a step on a processor that has none.
+    A weight (out, in, 3, 3) is read as a matrix (out, 9 in), and its momentum is replaced by the
+    nearest orthogonal matrix: otherwise a few directions with large gradients learn, and the others
+    wait. Each of param_groups has its "lr" and, for schedules, its "peak". torch.optim.Muon takes
+    matrices only, and works in bfloat16, which is slow on many processors.
     """
 
     def __init__(self, parameters, lr: float, muon_lr: float = 0.02, momentum: float = 0.95):
@@ -27,7 +25,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         muon, others = self.param_groups
-        self.adamw.param_groups, self.adamw.state = [others], self.state  # a checkpoint's, maybe
+        self.adamw.param_groups, self.adamw.state = [others], self.state  # as a checkpoint left it
         self.adamw.step()
         weights = [weight for weight in muon["params"] if weight.grad is not None]  # not frozen
         for weight, update in zip(weights, orthogonal([self.momentum(w) for w in weights])):
@@ -36,20 +34,19 @@ class Muon(torch.optim.Optimizer):
             weight.add_(update.view_as(weight), alpha=-rate)
 
     def momentum(self, weight: torch.Tensor) -> torch.Tensor:
-        """(out, in, 3, 3) -> (out, 9 in): Nesterov's, of the gradients."""
-        keep, state, gradient = self.param_groups[0]["momentum"], self.state[weight], weight.grad
+        """(out, in, 3, 3) -> (out, 9 in): Nesterov momentum of the gradients."""
+        keep, state = self.param_groups[0]["momentum"], self.state[weight]
         if not state:
             state["mean"] = torch.zeros_like(weight)  # of the gradients
-        state["mean"].lerp_(gradient, 1 - keep)
-        return gradient.lerp(state["mean"], keep).flatten(1)
+        state["mean"].lerp_(weight.grad, 1 - keep)
+        return weight.grad.lerp(state["mean"], keep).flatten(1)
 
 
 def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each (m, n) -> nearly the orthogonal matrix next to it: singular values from 0.7 to 1.2.
+    """Each (m, n) -> about the nearest orthogonal matrix: singular values from 0.7 to 1.2.
 
-    Five steps of Newton and Schulz with Jordan's coefficients, on the smaller of the two Gram
-    matrices: X becomes P X, and so P X X^T P of X X^T, where P is a polynomial of X X^T. Those of
-    one size are worked on together, since each alone is too little for a processor or a GPU.
+    Five Newton-Schulz steps with Jordan's coefficients, on the smaller Gram matrix: X becomes P X,
+    where P is a polynomial of X X^T. Matrices of one size are stacked, which is faster.
     """
     wide = [x if len(x) <= x.shape[1] else x.T for x in matrices]
     wide = [x / (x.norm() + 1e-7) for x in wide]
@@ -64,7 +61,7 @@ def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def polynomial(gram: torch.Tensor) -> torch.Tensor:
-    """Gram matrices (k, m, m) -> what their five steps amount to (k, m, m)."""
+    """Gram matrices (k, m, m) -> the product of the five steps' polynomials (k, m, m)."""
     step, product = None, None
     for _ in range(5):
         if step is not None:

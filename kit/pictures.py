@@ -1,4 +1,4 @@
-"""Pictures: grids of images, curves of losses, and all that a script saves beside its checkpoint."""
+"""Grids of images, curves of losses, and what a script saves beside its checkpoint."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from kit import words
 from kit.captions import combinations, words_of
 from kit.data import load_dataset, to_images, to_pixels
 from kit.files import RANK, save_arrays, save_file, say
-from kit.run import Run
+from kit.run import Run, sampled_alike
 from kit.samples import generate, generators_of, load_samples, save_samples
 
 # Okabe & Ito: to be told apart by colour-blind eyes too.
@@ -46,22 +46,16 @@ def wide(text: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)
 
 
-def tiled(pixels, columns: int) -> np.ndarray:
-    """Images uint8 (28, 28), row by row -> one (rows * 30, columns * 30), white between them."""
-    rows, tile = math.ceil(len(pixels) / columns), 30
-    blank = np.full((rows * columns, tile, tile), 255, np.uint8)
-    blank[: len(pixels), 1:-1, 1:-1] = pixels
-    blank = blank.reshape(rows, columns, tile, tile).swapaxes(1, 2)
-    return blank.reshape(rows * tile, columns * tile)
-
-
 def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3):
-    """pixels: images uint8 (28, 28), row by row; each is so many inches wide.
+    """pixels: images uint8 (28, 28), row by row, each so many inches wide.
 
     titles stand over the columns, captions left of the rows.
     """
     use_plain_style()
-    canvas, rows = tiled(pixels, columns), math.ceil(len(pixels) / columns)
+    rows = math.ceil(len(pixels) / columns)
+    canvas = np.full((rows * columns, 30, 30), 255, np.uint8)  # white between the images
+    canvas[: len(pixels), 1:-1, 1:-1] = pixels
+    canvas = canvas.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(30 * rows, 30 * columns)
     width = inches * columns + 0.085 * max(map(wide, captions), default=0)
     title = textwrap.shorten(title, 300, placeholder=" ...")
     room = width / 0.065 * max(1, len(title)) / max(1, wide(title))
@@ -84,10 +78,7 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
 
 
 def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
-    """losses: model -> its rows of loss.csv. Faint as logged, bold the mean of 15 rows.
-
-    Denoising losses share a panel, the losses of other families another one.
-    """
+    """losses: model -> rows of loss.csv. Faint as logged, bold the mean of 15 rows."""
     use_plain_style()
     lines = [(model, name) for model in losses for name in losses[model][0] if "loss" in name]
     kinds = sorted({name != "loss" for _, name in lines})
@@ -108,10 +99,6 @@ def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
     return save_figure(path, figure, dpi=150)
 
 
-def with_scale(text: str, guidance: bool, scale: float) -> str:
-    return f"{text}, guidance scale {scale:g}" if guidance else text
-
-
 def shown_classes(classes: int, n: int) -> np.ndarray:
     """The classes that a grid of n images has a column for: all, or 26 spread over them."""
     classes = min(classes, n)
@@ -125,7 +112,7 @@ def complete(run: Run) -> bool:
     names += ["reconstructions.png"] * (config.family == "VAE")
     paths = [run.images / name for name in names] + [run.metrics / "performance.csv"]
     done = run.step == config.train_steps and all(path.exists() for path in paths)
-    if config.prompt is not None or not done or not run.sampled_alike():
+    if config.prompt is not None or not done or not sampled_alike(config):
         return False
     say(f"{run.folder} is complete; --fresh starts over")
     return True
@@ -138,30 +125,28 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
     images) to the list film, if there is one. reconstruct(images, prompts) -> what an autoencoder
     makes of images.
     """
-    if run.config.prompt is not None and RANK == 0:
+    if run.config.prompt is not None:
         save_prompt_picture(run, draw)
-    if run.config.prompt is not None or RANK > 0:
-        return
-    run.begin()
-    save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows})
-    save_samples(run, draw)
-    save_samples_picture(run)
-    if run.config.has("prompt"):
-        save_prompts_picture(run, draw)
-    save_denoising_picture(run, draw)
-    if run.config.has("scales"):
-        save_film(run, draw)
-    if reconstruct is not None:
-        save_reconstructions(run, reconstruct)
-    run.lock.release()
+    elif RANK == 0:
+        run.begin()
+        save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows})
+        save_samples(run, draw)
+        save_samples_picture(run)
+        save_denoising_picture(run, draw)
+        if run.config.has("prompt"):
+            save_prompts_picture(run, draw)
+        if run.config.has("scales"):
+            save_film(run, draw)
+        if reconstruct is not None:
+            save_reconstructions(run, reconstruct)
+        run.lock.release()
 
 
 def save_prompt_picture(run: Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
     config, steps = run.config, run.saved["train_steps"]
     if not words.names_a_class(config, config.prompt):
-        known = ", ".join(words.class_words(config)[0])
-        say(f"note: the prompt names no class that the model was trained on ({known}, ...)")
+        say(f"note: the prompt names no class, such as {words.class_words(config)[0][0]}")
     if run.shipped:
         say(f"using {run.last}; python {config.script}.py trains weights of your own")
     if run.step < steps:
@@ -174,6 +159,10 @@ def save_prompt_picture(run: Run, draw) -> None:
     title = with_scale(config.prompt, config.has("scales"), config.scale)
     save_grid(run.images / name, pixels, math.ceil(config.n**0.5), title, inches=0.6)
     print(run.images / name)
+
+
+def with_scale(text: str, guidance: bool, scale: float) -> str:
+    return f"{text}, guidance scale {scale:g}" if guidance else text
 
 
 def shown_prompts(run: Run) -> list[str]:
@@ -194,11 +183,11 @@ def shown_prompts(run: Run) -> list[str]:
 
 def save_prompts_picture(run: Run, draw) -> None:
     """prompts.png: eight images for each of shown_prompts(), at the default scale."""
-    config, scale, prompts = run.config, type(run.config).scale, shown_prompts(run)
+    scale, prompts = type(run.config).scale, shown_prompts(run)
     repeated = [prompt for prompt in prompts for _ in range(8)]
     pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
     captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
-    title = with_scale(config.script, config.has("scales"), scale)
+    title = with_scale(run.config.script, run.config.has("scales"), scale)
     title += "; * = a phrasing never trained on"
     save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
@@ -216,14 +205,12 @@ def save_denoising_picture(run: Run, draw) -> None:
     """denoising.png: how six images come about."""
     prompts, scale = shown_prompts(run)[:6], type(run.config).scale
     frames, titles = frames_of(run, draw, prompts, scale, range(6), 11)
-    strip, path = frames.reshape(-1, *frames.shape[2:]), run.images / "denoising.png"
+    strip, path = frames.reshape(-1, 28, 28), run.images / "denoising.png"
     save_grid(path, strip, len(titles), run.config.film, titles, prompts)
 
 
 def save_film(run: Run, draw) -> None:
-    """film.npz: what becomes of one noise, for the sliders of the report: frames uint8 (prompts,
-    scales, moments, 28, 28), prompts, scales, moments (t).
-    """
+    """film.npz, for the report: what becomes of one noise, by prompt, guidance scale and moment."""
     shown, frames = shown_prompts(run), []
     prompts = [shown[i] for i in (0, 2, 4, 8, 10, 9)]
     for scale in FILM_SCALES:
@@ -234,11 +221,10 @@ def save_film(run: Run, draw) -> None:
 
 
 def save_reconstructions(run: Run, reconstruct) -> None:
-    """reconstructions.png: held-out images, two of each class or one, and their reconstructions."""
+    """reconstructions.png: two held-out images of each class, and their reconstructions."""
     config, (pixels, labels, _) = run.config, load_dataset(run.config, "test")
     shown = shown_classes(len(config.classes), len(pixels)).tolist()
-    each = 2 if len(shown) <= 13 else 1
-    chosen = torch.cat([(labels == label).nonzero()[:each, 0] for label in shown])
+    chosen = torch.cat([(labels == label).nonzero()[:2, 0] for label in shown])
     texts = words.phrasings(config, words.TRAIN_TEMPLATES)
     prompts = [texts[label][0] for label in labels[chosen].tolist()]
     images = reconstruct(to_images(pixels[chosen]).to(run.device), prompts)
@@ -258,5 +244,6 @@ def save_samples_picture(run: Run) -> None:
     order = (np.arange(10)[:, None] * len(names) + shown).flatten()
     titles = [names[label] for label in shown] if config.has("prompt") else []
     inches = min(0.6, max(0.3, max(map(len, titles), default=0) / 18))  # so that titles fit
-    title, path = with_scale(config.script, config.has("scales"), scale), run.images / "samples.png"
-    save_grid(path, pixels[order[order < len(pixels)]], len(shown), title, titles, inches=inches)
+    title = with_scale(config.script, config.has("scales"), scale)
+    pixels, path = pixels[order[order < len(pixels)]], run.images / "samples.png"
+    save_grid(path, pixels, len(shown), title, titles, inches=inches)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import threading
 
 import torch
 from torch import distributed
@@ -14,9 +13,7 @@ COUNT = int(os.environ["WORLD_SIZE"]) if LAUNCHED else 1  # of processes
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU if there is one. Under torchrun each process gets a GPU of its own, and here
-    they connect. UserError if the device cannot be used.
-    """
+    """auto: a GPU if there is one. Processes of torchrun get a GPU each, and connect here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and COUNT > 1:
@@ -33,9 +30,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def half(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the device is fast in it, else None: a GPU of compute capability 8 (from 2020
-    on), a processor with AVX-512 BF16 or AMX.
-    """
+    """bfloat16 if the device is fast in it: compute capability 8, AVX-512 BF16 or AMX; else None."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
     fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
     if device.type == "cuda":
@@ -52,28 +47,17 @@ def mean(values: list[float]) -> list[float]:
     return (total / COUNT).tolist()
 
 
-def gather(value) -> list:
-    """-> the values of all processes, by rank."""
-    values = [value] * COUNT
-    if COUNT > 1:
-        distributed.all_gather_object(values, value)
-    return values
-
-
 @contextlib.contextmanager
 def stop_requests():
-    """-> a list of the signals (SIGINT, SIGTERM) that arrive in this block; a second one ends it."""
-    asked, before = [], {}
+    """-> a list of the signals SIGINT and SIGTERM that arrive in this block; the second raises."""
+    asked = []
 
     def note(number, frame):
-        if asked:
-            raise KeyboardInterrupt
         asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:

@@ -13,22 +13,11 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from kit import processes
+from kit import files, processes
 from kit.captions import Captions
 from kit.config import RETRAIN, Config
 from kit.data import load_dataset
-from kit.files import (
-    RANK,
-    ROOT,
-    UserError,
-    load_tensors,
-    lock,
-    progress,
-    reading,
-    save_file,
-    save_table,
-    say,
-)
+from kit.files import RANK, ROOT, UserError, reading, say
 
 PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
 LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds
@@ -39,7 +28,7 @@ class Run:
 
     step      optimiser steps that are done
     saved     choices and facts that the checkpoint was trained with
-    losses    of the steps since the last row of loss.csv; a script appends {name: tensor}
+    losses    since the last row of loss.csv; a script appends {name: tensor} at each step
     encoder   set by a script that reads text: name, crc32, dim, encode(texts) -> (n, dim)
     """
 
@@ -52,19 +41,17 @@ class Run:
         self.shipped = self.last.parent == ROOT / "assets"  # the weights of this repository
         self.images = self.folder.with_name("shipped") if self.shipped else self.folder / "images"
         self.metrics = self.folder / "metrics"
-        self.step, self.saved, self.rows, self.checkpoint = 0, {}, [], None
-        self.losses, self.facts, self.encoder, self.lock, self.replicas = [], {}, None, None, {}
+        self.step, self.saved, self.rows, self.checkpoint, self.replicas = 0, {}, [], None, {}
+        self.losses, self.facts, self.encoder, self.lock = [], {}, None, None
         if self.last.exists() and not config.fresh:
             with reading(self.last, RETRAIN):
-                self.checkpoint = load_tensors(self.last)
+                self.checkpoint = files.load_tensors(self.last)
                 self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
                 if "losses" not in self.checkpoint:
-                    raise UserError(
-                        f"{self.folder} is of an earlier version; --fresh moves it aside"
-                    )
+                    raise ValueError("it was made by an earlier version")
                 self.rows = self.checkpoint["losses"]
         if not self.step and config.prompt is not None:
-            raise self.nothing_trained()
+            raise nothing_trained(config)
         if processes.mean([self.step]) != [self.step]:
             raise UserError(f"{self.last} differs between the machines; copy it to all of them")
         if config.clip == "auto":
@@ -72,21 +59,16 @@ class Run:
         free = config.FREE | config.SAMPLING | ({"seed"} if config.prompt is not None else set())
         self.check({x: value for x, value in config.choices().items() if x not in free})
 
-    def nothing_trained(self) -> UserError:
-        command = f"python {self.config.script}.py --dataset {self.config.dataset}"
-        return UserError(f"nothing is trained in {self.folder}; first: {command}")
-
     def check(self, values: dict) -> None:
         """UserError if the run on disk was trained with other values."""
         for name, value in values.items():
             old = self.saved.get(name, value)
             if old != value and self.shipped:
-                raise self.nothing_trained()
+                raise nothing_trained(self.config)
             if old != value:
-                raise UserError(
-                    f"{self.folder} was trained with {name} {str(old)[:60]}, not {str(value)[:60]}; "
-                    "repeat its flags, choose another --out, or start over with --fresh"
-                )
+                unlike = f"{name} {str(old)[:60]}, not {str(value)[:60]}"
+                remedy = "repeat its flags, choose another --out, or start over with --fresh"
+                raise UserError(f"{self.folder} was trained with {unlike}; {remedy}")
 
     def load(self, **modules) -> None:
         """Restore modules (name -> module or optimiser) from the checkpoint."""
@@ -102,7 +84,6 @@ class Run:
         return pixels.to(self.device), labels.to(self.device)
 
     def captions(self, images: torch.Tensor, labels: torch.Tensor) -> Captions:
-        """The captions of the training images."""
         captions = Captions(self.config, images, labels, self.saved.get("attributes"))
         self.facts["attributes"] = captions.chosen
         return captions
@@ -128,18 +109,21 @@ class Run:
         if self.step:
             say(f"{self.folder}: resuming from step {self.step} of {total}")
             self.load(**modules)
-        self.restore_rng()
-        bar = progress(
-            desc="training", total=total * batch, initial=self.step * batch, unit="image"
-        )
+            torch.set_rng_state(self.checkpoint["rng"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in self.checkpoint["rng"]:
+                torch.cuda.set_rng_state(self.checkpoint["rng"]["cuda"], self.device)
+        if RANK > 0:  # each process draws other images
+            torch.manual_seed(zlib.crc32(f"{self.config.seed} {self.step} {RANK}".encode()))
+        sizes = {"total": total * batch, "initial": self.step * batch, "unit": "image"}
         saved = start = time.perf_counter()
-        with bar, processes.stop_requests() as asked:
+        with files.progress(desc="training", **sizes) as bar, processes.stop_requests() as asked:
             while self.step < total:
                 yield self.step
                 self.step += 1
                 due = asked or self.step == total or time.perf_counter() - saved > SAVE_EVERY
-                if self.step % LOG_EVERY and self.step < total and (processes.COUNT > 1 or not due):
-                    continue  # several processes must agree on when to save
+                alone = processes.COUNT == 1  # several processes must agree on when to save
+                if self.step % LOG_EVERY and self.step < total and not (alone and due):
+                    continue
                 bar.update(len(self.losses) * batch)
                 due, stop = self.log(time.perf_counter() - start, [bool(due), bool(asked)])
                 bar.set_postfix_str(f"loss {[*self.rows[-1].values()][1]:.3f}", refresh=False)
@@ -153,14 +137,13 @@ class Run:
                 start = time.perf_counter()
 
     def log(self, seconds: float, requests: list[bool]) -> list[bool]:
-        """Append the mean losses to the rows of loss.csv -> requests, by any of the processes."""
+        """Append mean losses to the rows of loss.csv -> whether any process makes each request."""
         names, images = [*self.losses[0]], len(self.losses) * self.config.batch_size
         means = [torch.stack([x[name] for x in self.losses]).mean().item() for name in names]
         means = processes.mean([*means, *map(float, requests)])
         for name, value in zip(names, means):
             if not math.isfinite(value):
-                kept = f"; {self.last} is of an earlier step" if self.last.exists() else ""
-                remedy = f"start over with --fresh and a lower --lr{kept}"
+                remedy = "start over with --fresh and a lower --lr (the last checkpoint is kept)"
                 raise UserError(f"the {name} is {value} at step {self.step}; {remedy}")
         row = {"step": self.step, **dict(zip(names, means)), "images_per_second": images / seconds}
         self.rows.append(row)
@@ -169,73 +152,74 @@ class Run:
 
     def save(self, modules: dict) -> None:
         """Write the checkpoint, then loss.csv."""
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {name: module.state_dict() for name, module in modules.items()}
         state |= {"step": self.step, "config": self.saved, "losses": self.rows}
-        state["rng"] = processes.gather(rng)
+        state["rng"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
         if RANK == 0:
-            save_file(self.last, lambda file: torch.save(state, file))
+            files.save_file(self.last, lambda file: torch.save(state, file))
             try:
-                save_table(self.metrics / "loss.csv", self.rows, "%.6g")
+                files.save_table(self.metrics / "loss.csv", self.rows, "%.6g")
             except UserError as error:  # it may be open in a spreadsheet
                 say(f"{error.text}; the training continues")
-
-    def restore_rng(self) -> None:
-        """Continue with the random state of the checkpoint, or start a process with one of its own."""
-        if self.step and len(self.checkpoint["rng"]) > RANK:
-            rng = self.checkpoint["rng"][RANK]
-            torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and self.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
-        elif RANK > 0:
-            torch.manual_seed(zlib.crc32(f"{self.config.seed} {self.step} {RANK}".encode()))
-
-    def sampled_alike(self) -> bool:
-        """Whether the samples on disk, if any, were generated with the choices of now."""
-        path, now = self.folder / "config.json", self.config.choices()
-        saved = read_config(self.folder) if path.exists() else {}
-        return all(saved.get(x) == now[x] for x in self.config.SAMPLING if x in now)
 
     def begin(self) -> None:
         """Lock the folder, move an earlier run aside, delete outdated samples, write config.json.
 
         UserError if the run on disk was trained with other data or another text encoder.
         """
-        config = self.config
+        config, name = self.config, {}
         if self.encoder is not None:
-            self.facts |= {"text_encoder_crc32": self.encoder.crc32}
+            self.facts["text_encoder_crc32"] = self.encoder.crc32
+            name["text_encoder"] = self.encoder.name
         self.check(self.facts)
-        if self.encoder is not None:
-            self.facts |= {"text_encoder": self.encoder.name}
-        made = {"script": config.script, "family": config.family, "device": str(self.device),
-                "autocast": str(processes.half(self.device)), "processes": processes.COUNT,
-                "git_revision": git_revision(), "python": sys.version.split()[0],
-                "packages": {name: metadata.version(name) for name in PACKAGES}}  # fmt: skip
-        title = (sys.modules[type(config).__module__].__doc__ or "").strip().split("\n")[0]
-        self.saved = made | self.saved | config.choices() | self.facts | {"description": title}
+        facts = facts_of(config, self.device) | self.saved | config.choices() | self.facts | name
+        self.saved = facts
         if RANK > 0:
             return
-        self.lock = self.lock or lock(self.folder, wait=False)
+        self.lock = self.lock or files.lock(self.folder, wait=False)
         if not self.step and (self.last.exists() or self.images.exists()):
             aside = self.folder.with_name(f".{self.folder.name}_{time.time():.2f}")
             self.folder.rename(aside)
             say(f"the earlier run is now in {aside}")
-        elif not self.sampled_alike():
-            for name in ("samples.npz", ".samples.npz", "film.npz"):
-                (self.images / name).unlink(missing_ok=True)
-        text = json.dumps(self.saved, indent=2)
-        save_file(self.folder / "config.json", lambda file: file.write(text.encode()))
+        elif not sampled_alike(self.config):
+            for path in self.images.glob("*samples.npz"):
+                path.unlink()
+            (self.images / "film.npz").unlink(missing_ok=True)
+        text = json.dumps(self.saved, indent=2).encode()
+        files.save_file(self.folder / "config.json", lambda file: file.write(text))
 
 
-def git_revision() -> str | None:
-    """Of the repository that holds the scripts, if they are in one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+def nothing_trained(config: Config) -> UserError:
+    command = f"python {config.script}.py --dataset {config.dataset}"
+    return UserError(f"nothing is trained in {config.folder}; first: {command}")
+
+
+def sampled_alike(config: Config) -> bool:
+    """Whether the samples on disk, if any, were generated with these choices."""
+    path, now = config.folder / "config.json", config.choices()
+    saved = read_config(config.folder) if path.exists() else {}
+    return all(saved.get(name) == now[name] for name in config.SAMPLING & {*now})
+
+
+def facts_of(config: Config, device: torch.device) -> dict:
+    """What config.json tells of a run beside its choices."""
+    command, revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-        return done.stdout.decode().strip() if (ROOT / ".git").exists() else None
-    return None
+        done = subprocess.run(command, capture_output=True, check=True, timeout=10, text=True)
+        revision = done.stdout.strip() if (ROOT / ".git").exists() else None
+    return {
+        "script": config.script,
+        "description": (sys.modules[type(config).__module__].__doc__ or "").strip().split("\n")[0],
+        "family": config.family,
+        "device": str(device),
+        "autocast": str(processes.half(device)),
+        "processes": processes.COUNT,
+        "git_revision": revision,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+    }
 
 
 def read_config(folder: Path) -> dict:
@@ -243,6 +227,6 @@ def read_config(folder: Path) -> dict:
     path = folder / "config.json"
     with reading(path, "delete it, and its script's command writes it again, without training"):
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        if "script" in config and "data_crc32" not in config:
-            raise UserError(f"{folder} is of an earlier version; its script takes --fresh")
+        if "sampler" in config:
+            raise UserError(f"{folder} was made by an earlier version; train it again (--fresh)")
         return {name: config[name] for name in ("script", "seed", "classes", "family")} | config

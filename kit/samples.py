@@ -65,9 +65,8 @@ def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
 
 
 def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
-    """-> pixels uint8 (n, 28, 28), images per second. numbers: of the noise of each image.
-
-    The speed is the median over batches, without the first one, and without the text encoder.
+    """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first, without
+    the text encoder. numbers: of the noise of each image.
     """
     prompts, parts, speeds = [str(prompt) for prompt in prompts], [], []
     numbers = range(len(prompts)) if numbers is None else numbers
@@ -93,17 +92,15 @@ def save_samples(run: Run, draw) -> None:
     table, images, speeds = table_of(run), np.zeros((0, 28, 28), np.uint8), np.zeros(0)
     if partial.exists():
         images, speeds = (load_samples(partial)[name] for name in ("images", "speeds"))
-    kinds, scales = table["kind"], table["scale"]
-    new = (kinds[1:] != kinds[:-1]) | (scales[1:] != scales[:-1])
-    starts = [0, *(np.flatnonzero(new) + 1)]
-    groups = [*zip(starts, [*starts[1:], len(kinds)])]
-    for start, end in groups[len(speeds) :]:
+    kinds, scales = table["kind"], table["scale"].tolist()
+    changes = (kinds[1:] != kinds[:-1]) | np.diff(table["scale"]).astype(bool)
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist()]
+    for start, end in [*zip(starts, [*starts[1:], len(kinds)])][len(speeds) :]:
         prompts, numbers = table["prompts"][start:end], table["noise"][start:end]
         title = f"{kinds[start]}, scale {scales[start]:g}"
-        drawn, speed = generate(run, draw, prompts, float(scales[start]), title, numbers)
+        drawn, speed = generate(run, draw, prompts, scales[start], title, numbers)
         images, speeds = np.concatenate([images, drawn]), np.append(speeds, speed)
-        so_far = {name: column[:end] for name, column in table.items()}
-        save_arrays(partial, so_far | {"images": images, "speeds": speeds})
+        save_arrays(partial, {"images": images, "speeds": speeds, "labels": table["labels"][:end]})
     plain = ("trained", "unconditional")
     rows = [performance(run, scales[i], x) for i, x in zip(starts, speeds) if kinds[i] in plain]
     save_table(run.metrics / "performance.csv", rows)
@@ -122,26 +119,19 @@ def load_samples(path: Path) -> dict[str, np.ndarray]:
 
 def performance(run: Run, scale: float, speed: float) -> dict:
     """A row of performance.csv: what training and sampling cost."""
-    batch, steps, seconds = run.config.batch_size, 0, 0.0
-    for row in run.rows:  # interruptions do not count
-        seconds += (row["step"] - steps) * batch / row["images_per_second"]
-        steps = row["step"]
+    steps = np.diff([0, *(row["step"] for row in run.rows)])  # interruptions do not count
+    images, status = steps * run.config.batch_size, Path("/proc/self/status")
+    seconds = sum(images / [row["images_per_second"] for row in run.rows])
+    memory = torch.cuda.max_memory_allocated() / 1e6 if run.device.type == "cuda" else 0
+    if not memory and status.exists():  # on Linux
+        memory = int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
     return {
         "parameters": run.saved["parameters"],
         "train_seconds": round(seconds, 1),
-        "train_images_per_second": round(steps * batch / seconds, 1),
-        "scale": float(scale),
+        "train_images_per_second": round(sum(images) / seconds, 1),
+        "scale": scale,
         "sample_images_per_second": round(float(speed), 1),
         "sample_steps": run.config.sample_steps,
-        "peak_memory_mb": peak_memory_mb(run.device),
+        "peak_memory_mb": round(memory),
         "device": str(run.device),
     }
-
-
-def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory used so far: the GPU's, or on Linux this process's."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6)
-    status = Path("/proc/self/status")
-    peak = status.read_text().partition("VmHWM:")[2].split() if status.exists() else []
-    return round(int(peak[0]) * 1024 / 1e6) if peak else None

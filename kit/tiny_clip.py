@@ -46,9 +46,8 @@ def load_clip(config, device: torch.device) -> Clip:
     if name in ("auto", "ViT-B/32"):
         path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it
         try:
-            return Clip(
-                "ViT-B/32", download(VIT, path, VIT.split("/")[-2]), device, config.data_dir
-            )
+            path = download(VIT, path, VIT.split("/")[-2])
+            return Clip("ViT-B/32", path, device, config.data_dir)
         except UserError as error:
             if name == "ViT-B/32":
                 raise
@@ -76,9 +75,8 @@ def build_clip():
     """-> clip.model.CLIP: ModifiedResNet on 64 x 64 images, text transformer of 3 layers, 64-d."""
     image = {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 10}
     text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
-    tokens = {"context_length": 77, "vocab_size": 49408}
-    clip = clip_module("model").CLIP
-    return clip(embed_dim=64, vision_patch_size=None, **image, **tokens, **text).float()
+    sizes = {"embed_dim": 64, "context_length": 77, "vocab_size": 49408, "vision_patch_size": None}
+    return clip_module("model").CLIP(**sizes, **image, **text).float()
 
 
 # tokens: of all captions that are made of phrasings (S, 77). Token ids: names of each class its two
@@ -186,9 +184,7 @@ def make(config, path: Path, device: torch.device, steps: int = STEPS, seed: int
 
 @dataclass
 class Config(DataConfig):
-    """Train a small CLIP."""
-
-    out: Path = Path("tiny_clip.pt")  # the file to write; use it with --clip
+    out: Path = Path("tiny_clip.pt")  # the file to write; --clip uses it
     train_steps: int = STEPS  # optimiser steps
     seed: int = 0  # of the training
 

@@ -51,7 +51,6 @@ for templates in (TRAIN_TEMPLATES, HELDOUT_TEMPLATES):
 
 
 def data_kind(config) -> str:
-    """mnist, emnist, quickdraw, or folder."""
     return config.dataset if config.dataset in DATASETS else "folder"
 
 

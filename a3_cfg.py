@@ -205,7 +205,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     captions = run.captions(images, labels)  # the training sentences, and which fit an image
-    texts = run.encoder.encode(captions.sentences).to(run.device)  # (S, dim)
+    texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
     for net in (model, ema):
         net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generators, film=None):
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
-        text = run.encoder.encode(prompts).to(run.device)
+        text = run.encoder.encode_text(prompts).to(run.device)
         v = partial(guided_v, model=ema, text=text, scale=scale, interval=config.interval)
         x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
         return config.contrast * x_0  # a mean of what may be is seldom quite black or white

@@ -185,7 +185,7 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     captions = run.captions(images, labels)  # the training sentences, and which fit an image
-    texts = run.encoder.encode(captions.sentences).to(run.device)  # (S, dim)
+    texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
     discriminator = Discriminator(config, run.encoder.dim).to(run.device)
     for net in (model, ema, discriminator.score):
         net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generators, film=None):
         z, z_end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
-        text = run.encoder.encode(prompts).to(run.device)
+        text = run.encoder.encode_text(prompts).to(run.device)
         return sample(ema, z, z_end, text, film)
 
     if config.prompt is None and run.step < config.train_steps:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kit.clip import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
 from kit.config import Config  # the flags that all scripts share: dataset, out, seed, ...
 from kit.data import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
 from kit.files import download, load_tensors, progress, reading
@@ -15,15 +16,15 @@ from kit.pictures import complete  # whether all that a run saves is on disk
 from kit.pictures import save_outputs  # generates and saves a run's samples and pictures
 from kit.run import Run  # results/<dataset>/<script>/: data, training steps, checkpoints
 from kit.samples import noise  # Gaussian noise, each image's from a generator of its own
-from kit.tiny_clip import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
 
 T = 1000  # diffusion steps
 INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 
 
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
-    """float32 (T + 1,), from 1 (clean) to about 0 (noise): Nichol & Dhariwal 2021 Eq. 17, with their
-    betas of at most 0.999. DDIM's alpha.
+    """float32 (T + 1,), from 1 (clean) to about 0 (noise); DDIM's alpha.
+
+    Nichol & Dhariwal 2021 Eq. 17; betas are at most 0.999, as there.
     """
     t = torch.arange(T + 1, dtype=torch.float64)
     f = torch.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2

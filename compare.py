@@ -48,7 +48,6 @@ METRICS = {  # column -> its title, how it is written; {}: the extractor
     "clip_similarity": ("CLIP similarity", "{:.3f}"),
     "with_wrong_prompts": ("similarity, wrong prompts", "{:.3f}"),
     "sample_images_per_second": ("images/s", "{:.3g}"),
-    "parameters": ("parameters", "{:,.0f}"),
 }
 CURVES = "fid kid_x1000 density coverage of_real train_on_samples copied clip_similarity accuracy"
 TEXT = "model kind asked extractor text_encoder least_class samples_crc32 judge_crc32".split()
@@ -78,9 +77,8 @@ def measured_runs(config: Config) -> list[dict]:
     for column in ("extractor", "text_encoder", "reference", "judge_crc32"):
         names = rows[column].dropna().unique()
         if len(names) > 1:
-            found = f"more than one {column}: {', '.join(map(str, names))}"
-            again = f"python evaluate.py --dataset {config.dataset}"
-            raise UserError(f"runs were measured with {found}; measure all with one: {again}")
+            found = f"runs were measured with more than one {column}: {', '.join(map(str, names))}"
+            raise UserError(f"{found}; first: python evaluate.py --dataset {config.dataset}")
     return runs
 
 
@@ -95,13 +93,13 @@ def load_run(folder: Path) -> dict:
     with reading(path, f"give the command of {script}.py again, then python evaluate.py {script}"):
         rows, *others = (read_table(path / f"{name}.csv") for name in evaluate.TABLES)
         for table in others:
-            rows = rows.merge(table, "left", evaluate.KEYS)
+            rows = rows.merge(table, "left")  # on the columns that both have
         costs = read_table(path / "performance.csv").drop(columns="device")
         costs = [costs.assign(kind=kind) for kind in ("trained", "unconditional")]
         rows = rows.merge(pd.concat(costs), "left", ["kind", "scale"])
         rows[["kid", "kid_se"]] *= 1000
         asked = pd.DataFrame(columns=["model", "scale", "seed", "kind", "asked"])
-        if (path / "attributes.csv").exists():
+        if config.get("attributes"):
             asked = read_table(path / "attributes.csv")
     rows = rows.rename(columns={"kid": "kid_x1000", "kid_se": "kid_se_x1000"})
     rows = rows.assign(**{name: config.get(name) for name in IN_ROWS})
@@ -118,16 +116,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def choices(run: dict, *besides: str) -> str:
     """What must be alike in the seeds of one model, without the choices named."""
-    left_out = {*FREE, *besides}
-    kept = {name: value for name, value in run["config"].items() if name not in left_out}
-    return json.dumps(kept, sort_keys=True)
+    names = {*run["config"]} - FREE - {*besides}
+    return json.dumps({name: run["config"][name] for name in sorted(names)})
 
 
 def scripts_here() -> list[str]:
     """The names of all models' scripts beside this file."""
-    files = [file for file in sorted(ROOT.glob("[!.]*.py")) if file.is_file()]
-    texts = {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in files}
-    return [x for x in texts if re.search(r"^class \w+\(common\.Config\)", texts[x], re.M)]
+    files, head = sorted(ROOT.glob("[!.]*.py")), re.compile(rb"^class \w+\(common\.Config\)", re.M)
+    return [file.stem for file in files if file.is_file() and head.search(file.read_bytes())]
 
 
 class Model:
@@ -138,11 +134,10 @@ class Model:
         self.guided, scales = "scales" in self.config, self.config.get("scales", [1.0])
         self.scale = min(scales, key=lambda scale: abs(scale - 2))  # of pictures with one scale
         self.caption = with_scale(self.name, self.guided, self.scale)
+        self.samples = load_samples(self.folder / "images" / "samples.npz")
         judged = self.folder / "metrics" / "judged.npz"
         with reading(judged, f"delete it, then python evaluate.py {self.name}"):
-            self.samples = load_samples(self.folder / "images" / "samples.npz") | load_arrays(
-                judged
-            )
+            self.samples |= load_arrays(judged)
         # Samples whose prompts name the class alone, in trained phrasings; those at one scale.
         self.plain = np.isin(self.samples["kind"], ("trained", "unconditional"))
         self.shown = self.plain & (self.samples["scale"] == self.scale)
@@ -157,8 +152,10 @@ class Comparison:
         for run in runs:
             one = first.setdefault(run["script"], run)
             uses.append(use_of(run, one, [x for x, use in zip(runs, uses) if use == "tables"]))
-        rows = pd.concat([run["rows"].assign(use=use) for run, use in zip(runs, uses)])
-        asked = pd.concat([run["asked"].assign(use=use) for run, use in zip(runs, uses)])
+        rows, asked = (
+            pd.concat([run[x].assign(use=use) for run, use in zip(runs, uses)], ignore_index=True)
+            for x in ("rows", "asked")
+        )
         floors, rows = rows[rows["scale"].isna()], rows.dropna(subset="scale")
         rows = rows.sort_values(["model", "scale"], kind="stable")
         self.floors = floors.drop_duplicates(["model", "n", "data_source", "image_count"])
@@ -177,17 +174,14 @@ class Comparison:
         largest = self.floors.sort_values("n", kind="stable").drop_duplicates("model", keep="last")
         self.real, self.noise = (largest[largest["model"] == x] for x in ("real images", "noise"))
 
-    def save_curves(self, path: Path, table: pd.DataFrame, x: str) -> Path:
-        """Save a panel for each of CURVES, against column x of table."""
+    def save_curves(self, path: Path, table: pd.DataFrame, xlabel: str) -> Path:
+        """Save a panel for each of CURVES, see figures.save_curves()."""
         titles = {name: METRICS[name][0].format(self.extractor) for name in CURVES.split()}
-        return figures.save_curves(path, table, x, titles, self.real.iloc[0])
+        return figures.save_curves(path, table, xlabel, titles, self.real.iloc[0])
 
 
 def use_of(run: dict, first: dict, earlier: list[dict]) -> str:
-    """Where a run stands: in the tables, on the curve of sampling steps, or nowhere: "–".
-
-    first: the first run of its script. earlier: the runs that are in the tables already.
-    """
+    """Where a run stands: in the tables, as earlier runs do, on the curve of steps, or nowhere."""
     seeds = [x["config"]["seed"] for x in earlier if x["script"] == run["script"]]
     seed, steps = (run["config"].get(name) for name in ("seed", "sample_steps"))
     if choices(run) == choices(first) and seed not in seeds:
@@ -212,11 +206,10 @@ def write(values: pd.Series, form: str = "{:.3g}") -> str:
 
 def settings_of(runs: list[dict], uses: list[str], out: Path) -> pd.DataFrame:
     """A row for each run: SETTINGS, and all choices in which runs of one script differ."""
-    texts = [{name: str(x)[:60] for name, x in run["config"].items()} for run in runs]
-    table = pd.DataFrame(texts)
+    table = pd.DataFrame([run["config"] for run in runs]).map(lambda x: str(x)[:60])
     differ = (table.groupby("script").nunique(dropna=False) > 1).any()
     others = [name for name in differ[differ].index if name not in {*FREE, *SETTINGS}]
-    table = table.reindex(columns=[*SETTINGS, *others]).fillna("–")
+    table = table.reindex(columns=[*SETTINGS, *others], fill_value="–").replace("nan", "–")
     table.insert(0, "run", [run["folder"].relative_to(out).as_posix() for run in runs])
     table.insert(1, "in", uses)
     return table
@@ -230,39 +223,46 @@ def accuracies(rows: pd.DataFrame) -> str:
     return f"{write(rows['accuracy'], '{:.1%}')} ({100 * low:.1f}–{100 * high:.1f})"
 
 
+def scales_of(table: pd.DataFrame, guided: list[str]) -> pd.Series:
+    """The column scale as text; – for models without guidance."""
+    return table["scale"].map("{:g}".format).where(table["model"].isin(guided), "–")
+
+
 def compared(it: Comparison) -> dict[str, pd.DataFrame]:
     """Two tables with a row for each model and guidance scale, then real images and noise."""
     keys, columns = ["model", "scale"], {}
     groups = pd.concat([it.plain, it.real, it.noise]).groupby(keys, sort=False, dropna=False)
-    head = pd.DataFrame({"n": groups["n"].first(), "seeds": groups["seed"].nunique()})
+    head = pd.DataFrame({"n": groups["n"].first(), "seeds": groups["seed"].nunique()}).astype(str)
     for column, (title, form) in METRICS.items():
         columns[title.format(it.extractor)] = groups[column].agg(write, form=form)
     quality, others = [*columns][:9], [*columns][10:]
     held_out = it.rows[it.rows["kind"] == "held-out"].groupby(keys)[["accuracy", "n"]]
     columns["accuracy (95 %)"] = groups[["accuracy", "n"]].apply(accuracies)
     columns["held-out phrasings (95 %)"] = held_out.apply(accuracies)
-    table = head.astype(str).assign(**columns).fillna("–").reset_index()
+    table = head.assign(**columns).fillna("–").reset_index()
     table["seeds"] = table["seeds"].where(table["model"].isin(it.models), "–")
-    scales = table["scale"].map("{:g}".format)
-    table["scale"] = scales.where(table["model"].isin(it.guided), "–")
+    table["scale"] = scales_of(table, it.guided)
     head, right = [*keys, *head], [name for name in columns if "(95 %)" in name]
     return {"quality": table[head + quality], "obedience": table[head + right + others]}
 
 
-def obeyed(asked: pd.DataFrame) -> pd.DataFrame:
+def obeyed(it: Comparison) -> pd.DataFrame:
     """A row for each model and scale: the share as asked, and in brackets without asking."""
     keys, columns = ["model", "scale"], {}
-    asked = asked[asked["demand"] != "nothing"]
-    for title, share in {"{}": "as_asked", "{} and class": "everything"}.items():
-        floor = "without_asking" if share == "as_asked" else f"{share}_without_asking"
-        for demand, rows in asked.groupby("demand", sort=False):
+    asked = it.asked[it.asked["kind"] != "nothing"]
+    for share, floor, by, title in (
+        ("as_asked", "without_asking", "demand", "{}"),
+        ("everything", "everything_without_asking", "kind", "{}, and the class"),
+    ):
+        for demand, rows in asked.groupby(by, sort=False):
             seeds = rows.groupby([*keys, "seed"], sort=False)[[share, floor]].mean()
             groups = seeds.groupby(keys, sort=False)
             floors = groups[floor].mean().map(" ({:.0%})".format)
             columns[title.format(demand)] = groups[share].agg(write, form="{:.1%}") + floors
     seeds = asked.groupby([*keys, "seed"], sort=False)["accuracy"].mean()
-    columns["class"] = seeds.groupby(keys, sort=False).agg(write, form="{:.1%}")
-    return pd.DataFrame(columns).fillna("–").reset_index()
+    columns["the class"] = seeds.groupby(keys, sort=False).agg(write, form="{:.1%}")
+    table = pd.DataFrame(columns).fillna("–").reset_index()
+    return table.assign(scale=scales_of(table, it.guided))
 
 
 # ── Figures ──
@@ -293,25 +293,26 @@ def save_figures(it: Comparison, folder: Path) -> dict[str, Path]:
     saved |= guidance_figures(it, folder / "cfg_scale") if it.guided else {}
     saved |= judged_figures(it, here)
     if it.real["fid"].notna().all():
-        title = f"FID ({it.extractor})"
-        real = it.real["fid"].iloc[0]
-        saved["speed"] = figures.save_speed(here / "speed.png", it.plain, it.guided, real, title)
+        path = here / "speed.png"
+        saved["speed"] = figures.save_speed(path, it.plain, it.guided, it.real.iloc[0])
     if len(it.steps):
-        lines = [f"{row.model}, scale {row.scale:g}" for row in it.steps.itertuples()]
-        steps = it.steps.assign(line=lines)
-        saved["steps"] = it.save_curves(here / "steps.png", steps, "sample_steps")
+        lines = it.steps["model"] + it.steps["scale"].map(", scale {:g}".format)
+        steps = it.steps.assign(x=it.steps["sample_steps"], line=lines)
+        saved["steps"] = it.save_curves(here / "steps.png", steps, "sampling steps")
     return saved
 
 
 def guidance_figures(it: Comparison, folder: Path) -> dict[str, Path]:
     """Save the study of the guidance scale -> its pictures, by name."""
-    table = it.plain[it.plain["model"].isin(it.guided)].assign(line=it.plain["model"])
+    table = it.plain[it.plain["model"].isin(it.guided)]
     groups = table.groupby(["model", "scale"], sort=False)
     means = groups[["n", *METRICS]].agg(["mean", "std"])
     means.columns = ["_".join(names) for names in means.columns]
     means = means.assign(seeds=groups["seed"].nunique(), extractor=it.extractor).reset_index()
     save_table(folder / "metrics" / "cfg_scale.csv", means, "%.5g")
-    saved = {"scale": it.save_curves(folder / "plots" / "scale.png", table, "scale")}
+    path = folder / "plots" / "scale.png"
+    curves = table.assign(x=table["scale"], line=table["model"])
+    saved = {"scale": it.save_curves(path, curves, "guidance scale")}
     asked = it.asked[it.asked["model"].isin(it.guided)]
     if len(asked):
         saved["obedience"] = figures.save_obedience(folder / "plots" / "obedience.png", asked)
@@ -366,7 +367,7 @@ def save_report(path: Path, it: Comparison, pictures: dict[str, Path], **facts) 
     loader = jinja2.FileSystemLoader(ROOT / "kit", encoding="utf-8")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, autoescape=True)
     tables = compared(it) | {"settings": it.settings}
-    tables |= {"obeyed": obeyed(it.asked)} if len(it.asked) else {}
+    tables |= {"obeyed": obeyed(it)} if len(it.asked) else {}
     films = {name: model.folder / "images" / "film.npz" for name, model in it.models.items()}
     html = environment.get_template("report.jinja").render(
         facts,

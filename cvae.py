@@ -236,7 +236,7 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     captions = run.captions(images, labels)  # the training sentences, and which fit an image
-    texts = run.encoder.encode(captions.sentences).to(run.device)  # (S, dim)
+    texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
     for net in (model, ema):
         for part in (net.encoder, net.prior, net.decoder):
             part.condition.text_mean, part.condition.text_std = texts.mean(0), texts.std(0).mean()
@@ -278,12 +278,12 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generators, film=None):
         noise, end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
-        text = run.encoder.encode(prompts).to(run.device)
+        text = run.encoder.encode_text(prompts).to(run.device)
         return sample(ema, noise, end, text, film)
 
     @torch.no_grad()
     def reconstruct(x, prompts):
-        text = run.encoder.encode(prompts).to(run.device)
+        text = run.encoder.encode_text(prompts).to(run.device)
         mean, _ = ema.encoder(x, text)  # the likeliest z
         return decode(ema, mean, text)
 

@@ -1,22 +1,17 @@
 """Measures every run of a data set from its samples: how real, how diverse, how obedient.
 
-Command   python evaluate.py --dataset mnist
-          every run in results/mnist and results/*/mnist, or those that are named
+Command   python evaluate.py --dataset mnist: all runs in results/mnist and results/*/mnist
 Writes    into metrics/ of each run four tables, and judged.npz for the figures of compare.py
-Judge     a small CNN trained on real images alone (kit/judge.py) reads the class of each image;
-          FID is made of its features, or of Inception v3's with --extractor inception
+Judge     kit/judge.py, a small CNN trained on real images alone, reads the class of each image
 Reference half of the images that nothing was trained on; the other half, and noise, are measured
           as if a model had generated them
 Metrics   FID (Heusel et al. 2017), KID (Binkowski et al. 2018), density and coverage (Naeem et al.
-          2020): features of the images against those of the reference
-          mse_diversity: mean squared difference of two images of a class, over pixels from 0 to 1;
-          of_real: as a share of real images'
+          2020): features of the images, by the judge, against those of the reference
+          mse_diversity: mean squared difference of two images of a class, pixels from 0 to 1
           train_on_samples: accuracy on real images of a classifier trained on the generated ones
-          copied: share of images that repeat a training image
-          clip_similarity: cosine of image and prompt, and with_wrong_prompts of other classes
-          accuracy: share of images that the judge reads as the class of their prompt
-          attributes.csv: share of images with the attributes that their prompts ask for, by
-          formulas (kit/attributes.py), beside the same share without asking
+          clip_similarity: cosine of image and prompt
+          attributes.csv: share of images with the attributes that their prompts ask for, by the
+          formulas of kit/attributes.py
 """
 
 import glob
@@ -42,9 +37,8 @@ from kit.run import read_config
 from kit.samples import load_samples
 from kit.words import TRAIN_TEMPLATES, class_names, phrasings
 
-REFERENCE = 5000  # half of the held-out images used, at most
+REFERENCE = 5000  # images in the reference, at most
 LEAST = 200  # with a smaller reference FID and its like mean nothing
-TAUGHT = 500  # fewer images teach no classifier
 SHOWN = 26  # images of a group that a picture shows beside their nearest training images
 LEARNED = "classes", "emnist_split", "per_class"  # must be the same in runs that are compared
 KEYS = "model kind scale n seed extractor text_encoder"
@@ -70,14 +64,8 @@ class Config(DataConfig):
         self.models = tuple(Path(name).name.removesuffix(".py") for name in self.models)
 
 
-# ── Which runs ──
-
-
 def find_runs(config: Config) -> dict[Path, dict]:
-    """Folder -> config.json, of the runs with samples that learned the same; sets config.classes.
-
-    UserError if there is none, or not one that config.models names.
-    """
+    """Runs with samples that learned the same: folder -> config.json. Sets config.classes."""
     found, name, paths = {}, glob.escape(config.name), []
     for where in (name, f"*/{name}"):
         paths += sorted(config.out.glob(f"{where}/[!.]*/images/samples.npz"))
@@ -97,24 +85,18 @@ def find_runs(config: Config) -> dict[Path, dict]:
             say(f"left out: {folder}, which learned other classes than {next(iter(found))}")
         else:
             found[folder] = run
-    names = {folder.name for folder in found}
-    for name in config.models or (() if found else ("a4_full",)):
-        if name not in names:
-            raise no_samples(config, name)
+    names, where = {folder.name for folder in found}, config.out / config.name
+    for name in {*(config.models or ([] if found else ["a4_full"]))} - names:
+        for folder in (config.out, where, where / name):
+            if os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                raise UserError(f"{folder} may not be read: change its permissions")
+        first = f"python {name}.py --dataset {config.dataset}"
+        raise UserError(f"no samples of {name} in {where}; first: {first}")
     config.emnist_split, config.per_class = chosen["emnist_split"], chosen["per_class"]
     config.classes = tuple(chosen["classes"])
     if class_names(config) != config.classes:
         raise UserError(f"{config.dataset} has other classes now than {next(iter(found))} learned")
     return found
-
-
-def no_samples(config: Config, name: str) -> UserError:
-    where = config.out / config.name
-    for folder in (config.out, where, where / name, where / name / "images"):
-        if os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK):
-            return UserError(f"{folder} may not be read: change its permissions")
-    first = f"python {name}.py --dataset {config.dataset}"
-    return UserError(f"no samples of {name} in {where}; first: {first}")
 
 
 def is_measured(folder: Path, config: Config) -> bool:
@@ -127,51 +109,31 @@ def is_measured(folder: Path, config: Config) -> bool:
     row = pd.read_csv(here / "fid_scores.csv", dtype=str).iloc[0]
     samples_crc32 = str(zlib.crc32((folder / "images" / "samples.npz").read_bytes()))
     wanted = samples_crc32, f"{zlib.crc32(network.read_bytes()):08x}", config.extractor
-    same = tuple(row[["samples_crc32", "judge_crc32", "extractor"]]) == wanted
+    same = (*row[["samples_crc32", "judge_crc32", "extractor"]],) == wanted
     return same and config.clip in ("auto", row["text_encoder"])
-
-
-# ── Measuring ──
-
-
-def round_the_classes(pixels, labels, classes: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many images of each class, at most so many in all, in turn of the classes.
-
-    Of a class evenly spread over its images, the even ones first, each half in random order: so
-    the two halves are alike, whatever the order in the data set means.
-    """
-    each = min(most // classes, labels.bincount(minlength=classes).min().item())
-    generator, chosen = torch.Generator().manual_seed(0), []
-    for label in range(classes):
-        group = (labels == label).nonzero()[:, 0]
-        group = group[torch.linspace(0, len(group) - 1, each).round().long()]
-        halves = group[::2], group[1::2]
-        order = [half[torch.randperm(len(half), generator=generator)] for half in halves]
-        chosen.append(torch.cat(order))
-    chosen = torch.stack(chosen, 1).flatten()
-    return pixels[chosen].numpy(), labels[chosen].numpy()
 
 
 class Evaluator:
     """Measures images against held-out real ones. What takes long is cached in --data-dir."""
 
     def __init__(self, config: Config):
-        self.config, self.names, self.trainings = config, config.classes, {}
+        self.config, self.names = config, config.classes
         self.device, self.memory = pick_device(config.device), memory(config.data_dir)
         self.apply = self.memory.cache(metrics.apply, ignore=["function"])
+        self.taught = self.memory.cache(judge.taught, ignore=["device"])
         self.judge = judge.load_judge(config, self.device)
         self.clip = common.load_clip(config, self.device)
         inception = config.extractor == "inception"
-        self.inception = common.inception_features(self.device) if inception else None
+        self.inception = inception and common.inception_features(self.device)
         pixels, labels, _ = load_dataset(config, "test")
-        self.held_out = round_the_classes(pixels, labels, len(self.names), 2 * REFERENCE)
+        self.held_out = metrics.round_the_classes(pixels, labels, len(self.names), 2 * REFERENCE)
+        self.test = *self.held_out, len(self.names), self.device
         half = len(self.held_out[0]) // (2 * len(self.names)) * len(self.names)
         if not half:
             raise UserError(f"{config.dataset}: a class has fewer than 2 held-out images")
         if half < LEAST:
             say(f"FID, KID, density and coverage take {LEAST} held-out images, not {half}: empty")
-        diversity = pd.Series(metrics.mse_diversity(*self.held_out))
-        self.diversity = diversity.replace(0, np.nan)  # of images that are all alike
+        self.diversity = pd.Series(metrics.mse_diversity(*self.held_out))
         self.reference = self.see(self.held_out[0][:half])[0]
         texts = phrasings(config, TRAIN_TEMPLATES)
         prompts = [texts[i % len(texts)][i // len(texts) % len(texts[0])] for i in range(half)]
@@ -181,15 +143,12 @@ class Evaluator:
 
     def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The images and labels that a run was trained on; None if they are not the ones here."""
-        wanted = run["data_crc32"]
-        if wanted not in self.trainings:
-            embedded = run["data_source"] == "embedded"
-            pixels, labels = embedded_mnist("train") if embedded else load_dataset(self.config)[:2]
-            same = zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy())) == wanted
-            self.trainings[wanted] = (pixels, labels) if same else None
-            if not same:
-                say(f"{run['script']} was trained on other images than those here: no copied share")
-        return self.trainings[wanted]
+        embedded = run["data_source"] == "embedded"
+        pixels, labels = embedded_mnist("train") if embedded else load_dataset(self.config)[:2]
+        if zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy())) == run["data_crc32"]:
+            return pixels, labels
+        say(f"{run['script']} was trained on other images than those here: no copied share")
+        return None
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         return self.clip.encode_image(to_images(torch.from_numpy(pixels))).cpu().numpy()
@@ -220,29 +179,18 @@ class Evaluator:
             values += metrics.density_coverage(real[:n], features[:n])
         return dict(zip(TABLES["fid_scores"].split(), values or [np.nan] * 5))
 
-    def taught(self, pixels: np.ndarray, labels: np.ndarray) -> float:
-        """Accuracy on held-out images of a classifier trained on these (Ravuri & Vinyals 2019)."""
-        if len(pixels) < TAUGHT or labels.min() < 0:
-            return np.nan
-        taught = self.memory.cache(judge.taught, ignore=["device"])
-        return taught(pixels, labels, *self.held_out, len(self.names), self.device)
-
     def score(self, seen: dict) -> dict:
-        """What look() says of a group of images -> columns.
-
-        Without labels (-1) the diversity is that of the classes that are read.
-        """
+        """Columns of a group of images, see look(). Without labels those that are read count."""
         pixels, labels, read = seen["pixels"], seen["labels"], seen["read"]
         right, similar, asked = np.nan, (np.nan, np.nan), labels.min() >= 0
         if asked:
-            texts = self.clip.encode(seen["prompts"].tolist()).cpu().numpy()
+            texts = self.clip.encode_text(seen["prompts"].tolist()).cpu().numpy()
             similar = metrics.similarity(seen["embeddings"], texts, labels)
             right = float((read == labels).mean())
-        diversity = metrics.mse_diversity(pixels, labels if asked else read)
-        diversity = pd.Series(diversity, dtype=float)
-        real = self.diversity[diversity.index]
+        low, high = metrics.wilson(right, len(read))
+        diversity = pd.Series(metrics.mse_diversity(pixels, labels if asked else read), dtype=float)
+        real = self.diversity[diversity.index].replace(0, np.nan)  # 0: all its images are alike
         of_real = (diversity / real).dropna()
-        accuracy = right, *metrics.wilson(right, len(read))
         return {
             "n": len(read),
             **self.facts,
@@ -252,7 +200,7 @@ class Evaluator:
             "least_of_real": of_real.min(),
             "least_class": self.names[of_real.idxmin()] if len(of_real) else "",
             "copied": metrics.copied(seen["distances"]) if "distances" in seen else np.nan,
-            **dict(zip(TABLES["clip_sim_scores"].split(), (*similar, *accuracy))),
+            **dict(zip(TABLES["clip_sim_scores"].split(), (*similar, right, low, high))),
         }
 
     def floors(self, n: int, training) -> list[dict]:
@@ -262,10 +210,11 @@ class Evaluator:
         for name, images in (("real images", pixels), ("noise", noise)):
             lesson = images, labels
             if images is pixels and training is not None:  # these are what the test is made of
-                lesson = round_the_classes(*training, len(self.names), n)
-            row = {"run": name, "model": name, "kind": "trained", "scale": np.nan, "seed": 0}
-            row |= {"samples_crc32": "", "train_on_samples": self.taught(*lesson)}
-            rows.append(row | self.score(self.look(images, labels, prompts, training)))
+                lesson = metrics.round_the_classes(*training, len(self.names), n)
+            row = {"model": name, "kind": "trained", "scale": np.nan, "seed": 0}
+            row |= self.score(self.look(images, labels, prompts, training))
+            row |= {"samples_crc32": "", "train_on_samples": self.taught(*lesson, *self.test)}
+            rows.append(row)
         return rows
 
     def states(self, pixels: np.ndarray, chosen: dict) -> np.ndarray:
@@ -280,53 +229,45 @@ class Evaluator:
             states, right = self.states(samples["images"][i], chosen), read == samples["labels"]
             shares = metrics.obedience(samples["asked"][i], states, right[i])
             for asked, row in shares.items():
-                names = [name for name, asks in zip(chosen, asked) if asks]
-                single = dict.fromkeys(chosen, np.nan) | dict(zip(names, row.pop("single")))
-                kind = ("nothing", "one word", "said pair")[len(names)]
+                kind = ("nothing", "one word", "said pair")[sum(map(abs, asked))]
                 kind = "held-out pair" if asked == HELD_OUT else kind
                 said = ", ".join(words_of(words, asked)) or "nothing"
-                of_real = (real == asked)[:, np.array(asked) != 0].all(1).mean()
-                row = {**facts, "scale": scale, "asked": said, "kind": kind, **row}
-                rows.append({**row, "of_real": of_real, **single})
+                row["of_real"] = (real == asked)[:, np.array(asked) != 0].all(1).mean()
+                row |= dict(zip(chosen, row.pop("single")))
+                rows.append({**facts, "scale": scale, "asked": said, "kind": kind, **row})
         return pd.DataFrame(rows).assign(judge_crc32=self.facts["judge_crc32"])
 
     def measure(self, folder: Path, run: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Write metrics/ of a run -> the rows of TABLES, those of attributes.csv."""
         path, training, rows = folder / "images" / "samples.npz", self.training(run), []
-        samples, facts = load_samples(path), {"run": str(folder.relative_to(self.config.out))}
-        facts |= {"model": folder.name, "seed": run["seed"]}
+        samples, facts = load_samples(path), {"model": folder.name, "seed": run["seed"]}
         facts["samples_crc32"] = zlib.crc32(path.read_bytes())
         seen = self.look(*(samples[x] for x in ("images", "labels", "prompts")), training)
         table = pd.DataFrame({x: samples[x] for x in ("kind", "scale")})
         groups = table[table["kind"] != "words"].groupby(["kind", "scale"], sort=False)
         for (kind, scale), group in progress(groups, folder.name, unit="group", leave=False):
             part = {x: array[group.index] for x, array in seen.items()}
-            teach = kind != "held-out"
-            taught = self.taught(part["pixels"], part["labels"]) if teach else np.nan
-            row = {**facts, "kind": kind, "scale": scale, "train_on_samples": taught}
-            rows.append(row | self.score(part))
+            row = {**facts, "kind": kind, "scale": scale, **self.score(part)}
+            lesson = part["pixels"], part["labels"], *self.test
+            row["train_on_samples"] = np.nan if kind == "held-out" else self.taught(*lesson)
+            rows.append(row)
         for n in sorted({min(row["n"], len(self.real[0])) for row in rows}):
             rows += self.floors(n, training)
-        plain = table[table["kind"].isin(["trained", "unconditional"])].groupby("scale")
-        self.save_judged(folder, seen, plain.head(SHOWN).index.to_numpy(), training)
-        rows = pd.DataFrame(rows)
-        asked = self.obedience(samples, seen["read"], run.get("attributes") or {}, facts)
-        if len(asked):
-            columns = asked.columns.drop("run")
-            save_table(folder / "metrics" / "attributes.csv", asked[columns], "%.5g")
-        for name, columns in TABLES.items():
-            columns = f"{KEYS} {columns}".split()
-            save_table(folder / "metrics" / f"{name}.csv", rows[columns], "%.5g")
-        return rows, asked
-
-    def save_judged(self, folder: Path, seen: dict, shown: np.ndarray, training) -> None:
-        """For compare.py: the classes that are read, distances to training images, the nearest."""
-        judged = {"read": seen["read"]}
+        rows, judged = pd.DataFrame(rows), {"read": seen["read"]}
         if training is not None:
+            plain = table[table["kind"].isin(["trained", "unconditional"])].groupby("scale")
+            shown = plain.head(SHOWN).index.to_numpy()
             judged |= {"distances": seen["distances"], "nearest_rows": shown}
             judged["nearest"] = training[0].numpy()[seen["nearest"][shown, 0]]
             judged["real_distances"] = self.look(*self.real, training)["distances"]
         save_arrays(folder / "metrics" / "judged.npz", judged)
+        asked = self.obedience(samples, seen["read"], run.get("attributes") or {}, facts)
+        if len(asked):
+            save_table(folder / "metrics" / "attributes.csv", asked, "%.5g")
+        for name, columns in TABLES.items():
+            path = folder / "metrics" / f"{name}.csv"
+            save_table(path, rows[f"{KEYS} {columns}".split()], "%.5g")
+        return rows, asked
 
     def save_real(self) -> None:
         """The first real images, for compare.py."""
@@ -337,14 +278,16 @@ class Evaluator:
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    runs, evaluator = find_runs(config), Evaluator(config)
-    tables = [evaluator.measure(folder, run) for folder, run in runs.items()]
+    runs = find_runs(config)
+    evaluator = Evaluator(config)
+    tables = zip(*(evaluator.measure(folder, run) for folder, run in runs.items()))
+    names = [str(folder.relative_to(config.out)) for folder in runs]
+    rows, asked = (pd.concat(x, keys=names, names=["run"]).reset_index("run") for x in tables)
     evaluator.save_real()
-    rows, asked = (pd.concat(parts) for parts in zip(*tables))
-    rows = rows.sort_values("scale", key=pd.isna, kind="stable")  # floors last
-    rows = rows.drop_duplicates(["run", "kind", "scale", "n"])
-    shown = rows[["run", "kind", "scale", "n", *" ".join(TABLES.values()).split()]]
-    shown = shown.drop(columns=["samples_crc32", "judge_crc32"]).astype(object)
+    floors = rows[rows["scale"].isna()]
+    floors = floors.assign(run=floors["model"]).drop_duplicates(["run", "n"])
+    shown = pd.concat([rows[rows["scale"].notna()], floors]).astype(object)
+    shown = shown.drop(columns=["model", "seed", "samples_crc32", "judge_crc32"])
     shown = shown.where(shown.notna(), None)
     print(shown.to_markdown(index=False, floatfmt=".4g", missingval="–"))
     if len(asked):

@@ -12,10 +12,7 @@ HELD_OUT = 1, -1  # of two attributes high and low: never together in a caption
 
 
 def combinations(attributes: int) -> list[tuple[int, ...]]:
-    """What prompts may ask of so many attributes: -1 low, 1 high, 0 nothing.
-
-    Those that ask for less come first, the held-out pair comes last.
-    """
+    """What prompts may ask of attributes: -1 low, 1 high, 0 nothing. The pair comes last."""
     every = product((0, -1, 1), repeat=attributes)
     return sorted(every, key=lambda asked: (sum(map(abs, asked)), asked == HELD_OUT))
 
@@ -26,16 +23,14 @@ def words_of(words: list[tuple[str, str]], combination: tuple[int, ...]) -> tupl
 
 
 class Captions:
-    """Every class in every training template, alone and with attribute words.
+    """sentences: every class in every training template, alone and with attribute words.
 
-    sentences   all captions
-    words       the low and the high word of each attribute
-    chosen      where each word begins, see attributes.thresholds()
-    states      of each image int8 (N, attributes): -1 low, 1 high, 0 between
+    words: the low and the high word of each attribute; chosen: where each begins.
+    states: of each image int8 (N, attributes), -1 low, 1 high, 0 between
     """
 
     def __init__(self, config, pixels: torch.Tensor, labels: torch.Tensor, chosen: dict | None):
-        """pixels uint8 (N, 28, 28), labels int64 (N,); chosen: thresholds, or None to find them."""
+        """pixels uint8 (N, 28, 28), labels int64 (N,). chosen None: found in the pixels."""
         values = attributes.measured(config, pixels.cpu().numpy())
         self.chosen = attributes.thresholds(config, values) if chosen is None else chosen
         states = attributes.states(config, values, self.chosen)
@@ -54,10 +49,7 @@ class Captions:
         return self.turns[torch.randint(len(self.turns), (n,), device=self.turns.device)].long()
 
     def say(self, i: torch.Tensor) -> torch.Tensor:
-        """Images i (B,) -> which attributes their captions mention (B, attributes): -1 low, 1 high.
-
-        0: not mentioned. A word that fits is said two of three times.
-        """
+        """Images i (B,) -> what captions say of them (B, attributes): -1 low, 1 high, 0 nothing."""
         states = self.states[i]
         said = torch.where(torch.rand(states.shape, device=states.device) < 2 / 3, states, 0)
         if len(self.words) < 2:

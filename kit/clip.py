@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import re
 import sys
 import types
@@ -13,9 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.files import UserError, load_tensors, memory, progress, reading
+from kit.files import ROOT, UserError, download, load_tensors, memory, progress, reading, say
 from kit.words import readable
 
+VIT = "https://openaipublic.azureedge.net/clip/models/"
+VIT += "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
+TINY = ROOT / "assets" / "tiny_clip.pt"  # for MNIST; missing in a notebook
 LENGTH, START, END = 77, 49406, 49407  # tokens of a text; the first and the last one
 MANY = 500  # texts that are worth a file in the cache
 
@@ -23,17 +27,14 @@ MANY = 500  # texts that are worth a file in the cache
 @functools.cache
 def clip_module(name: str):
     """clip.<name>, without clip/__init__.py, which imports torchvision and pkg_resources."""
-    spec = importlib.util.find_spec("clip") if "clip" not in sys.modules else None
-    if spec is not None:
-        sys.modules["clip"] = types.ModuleType("clip")
-        sys.modules["clip"].__path__ = spec.submodule_search_locations
     try:
+        if "clip" not in sys.modules:
+            path = importlib.util.find_spec("clip").submodule_search_locations
+            sys.modules["clip"] = types.ModuleType("clip")
+            sys.modules["clip"].__path__ = path
         return importlib.import_module(f"clip.{name}")
-    except ImportError as error:
-        raise UserError(f"{error}; pip install clip-anytorch ftfy regex") from None
-    finally:
-        if spec is not None:  # a later `import clip` gets the whole package
-            del sys.modules["clip"]
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"OpenAI's clip: {error}; pip install clip-anytorch ftfy regex") from None
 
 
 @functools.cache
@@ -67,18 +68,12 @@ class Clip:
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
         self.memory, self.known = memory(data_dir), {}
 
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim) on the device. Each distinct text is read once."""
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """-> (n, dim). Each distinct text is read once. UserError for more than 77 tokens."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         read = self.memory.cache(read_texts, ignore=["clip"]) if len(new) > MANY else read_texts
         self.known |= zip(new, torch.from_numpy(read(self, self.crc32, new)))
         return torch.stack([self.known[text] for text in texts]).to(self.device)
-
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim). UserError for a text of more than 77 tokens."""
-        parts = tokenize(texts).to(self.device).split(256)
-        return F.normalize(torch.cat([self.model.encode_text(part) for part in parts]), dim=-1)
 
     @torch.no_grad()
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
@@ -88,11 +83,15 @@ class Clip:
         return F.normalize(torch.cat(parts), dim=-1)
 
 
+@torch.no_grad()
 def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
     """-> (n, dim). One by one, so that none depends on the others. crc32 is for the cache."""
+    vectors = torch.zeros(len(texts), clip.dim)
     bar = progress(texts, "reading captions", unit="text", leave=False)
-    rows = [clip.encode_text([readable(text)])[0].cpu().numpy() for text in bar]
-    return np.array(rows, np.float32).reshape(-1, clip.dim)
+    for vector, text in zip(vectors, bar):
+        tokens = tokenize([readable(text)]).to(clip.device)
+        vector[:] = F.normalize(clip.model.encode_text(tokens), dim=-1)[0]
+    return vectors.numpy()
 
 
 def read_state(path: Path) -> dict:
@@ -111,3 +110,35 @@ def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
     mean = images.new_tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = images.new_tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     return ((images + 1) / 2 - mean) / std
+
+
+def tiny_path(config) -> Path:
+    """Where the tiny CLIP for these classes is, or will be."""
+    if config.name == "mnist" and TINY.exists():
+        return TINY
+    key = zlib.crc32(json.dumps(config.classes).encode())
+    return config.data_dir / "tiny_clip" / f"{config.name}_{key:08x}.pt"
+
+
+def load_clip(config, device: torch.device) -> Clip:
+    """The CLIP that --clip names; auto: ViT-B/32, or tiny where that cannot be had."""
+    name, path = config.clip, Path(config.clip).expanduser()
+    if name in ("auto", "ViT-B/32"):
+        path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it
+        try:
+            path = download(VIT, path, VIT.split("/")[-2])
+            return Clip("ViT-B/32", path, device, config.data_dir)
+        except UserError as error:
+            if name == "ViT-B/32":
+                raise
+            say(f"CLIP: {error.text}; using tiny CLIP")
+            name = "tiny"
+    path = tiny_path(config) if name == "tiny" else path
+    if not path.is_file():
+        first = f"python -m kit.tiny_clip --dataset {config.dataset}"
+        remedy = f"train it first, in three minutes: {first}" if name == "tiny" else "no such file"
+        raise UserError(f"--clip {name}: {path} is missing; {remedy}")
+    clip = Clip(name, path, device, config.data_dir)
+    if clip.learned and [*clip.learned[1]] != [*config.classes]:
+        raise UserError(f"{path} was trained for other classes: {', '.join(clip.learned[1][:5])}")
+    return clip

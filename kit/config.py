@@ -21,7 +21,12 @@ COUNTS = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_clas
 
 @dataclass
 class DataConfig:
-    """What is learned."""
+    """What is learned. script: the file that defines the class; description: its first line."""
+
+    def __init_subclass__(cls):
+        module = sys.modules[cls.__module__]
+        cls.script = Path(getattr(module, "__file__", "notebook.py")).stem
+        cls.description = (module.__doc__ or "").strip().split("\n")[0]
 
     dataset: str = "mnist"  # mnist, emnist, quickdraw, or a folder with a subfolder for each class
     emnist_split: Literal["letters", "balanced", "byclass", "digits"] = "letters"  # part of EMNIST
@@ -58,12 +63,10 @@ class DataConfig:
                 stream.reconfigure(errors="backslashreplace")  # no character fails to print
         if argv is None and "kernel_launcher" in sys.argv[0]:  # the arguments of a notebook
             argv = []
-        module, message = sys.modules[cls.__module__], io.StringIO()
-        name = Path(getattr(module, "__file__", "notebook.py")).name
-        title = (module.__doc__ or "").strip().split("\n")[0]
+        name, message = f"{cls.script}.py", io.StringIO()
         try:
             with contextlib.redirect_stderr(message):
-                return tyro.cli(cls, prog=name, description=title, args=argv, **default)
+                return tyro.cli(cls, prog=name, description=cls.description, args=argv, **default)
         except SystemExit as stop:
             if isinstance(stop, UserError) or not stop.code:
                 raise
@@ -92,7 +95,6 @@ class Config(DataConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.script = Path(getattr(sys.modules[type(self).__module__], "__file__", "notebook")).stem
         self.folder = self.out / self.name / self.script
         self.checkpoint = self.folder / "checkpoints" / "last.pt"
         if self.interval and self.interval[0] > self.interval[1]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from kit.files import PATIENCE, ROOT, UserError, load_arrays, network, reading, save_file, say
 from kit.words import data_kind
@@ -45,19 +44,6 @@ def to_images(pixels: torch.Tensor) -> torch.Tensor:
 def to_pixels(images: torch.Tensor) -> np.ndarray:
     """images (n, 1, H, W) in [-1, 1] -> pixels uint8 (n, H, W)."""
     return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-
-
-def jitter(images: torch.Tensor) -> torch.Tensor:
-    """Augmentation: rotate, scale, shear and shift each image (B, 1, 28, 28) a little."""
-    n = len(images)
-    angle, shear = torch.empty(2, n).uniform_(-0.2, 0.2)
-    scale = torch.empty(n).uniform_(0.85, 1.15)
-    shift = torch.empty(n, 2).uniform_(-0.1, 0.1)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    top = torch.stack([cos, shear - sin, shift[:, 0]], 1)
-    bottom = torch.stack([sin, cos, shift[:, 1]], 1)
-    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
 
 
 def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from kit.captions import HELD_OUT, words_of
@@ -59,9 +60,8 @@ def save_nearest(path: Path, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) ->
 
     pairs: caption -> images, nearest, both uint8 (n, 28, 28).
     """
-    columns, captions = min(len(images) for images, _ in pairs.values()), []
-    for caption in pairs:
-        captions += [caption, "nearest in training"]
+    columns = min(len(images) for images, _ in pairs.values())
+    captions = [x for caption in pairs for x in (caption, "nearest in training")]
     pixels = np.concatenate([part[:columns] for pair in pairs.values() for part in pair])
     save_grid(path, pixels, columns, captions=captions, inches=0.35)
     return path
@@ -74,33 +74,33 @@ def draw_line(axes, points: pd.Series, **style) -> None:
     axes.errorbar(mean.index, mean, spread if spread.any() else None, capsize=3, **style)
 
 
-def save_curves(path: Path, table: pd.DataFrame, x: str, columns: dict, real: pd.Series) -> Path:
-    """Save a panel for each of columns (name -> title), with a curve for each table["line"].
+def save_with_legend(path: Path, figure: Figure, place: str, columns: int = 1) -> Path:
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc=place, ncols=columns, fontsize=8)
+    return save_figure(path, figure, dpi=130)
 
-    x: the column on the horizontal axis. real: the same columns for real images.
+
+def save_curves(path: Path, table, xlabel: str, columns: dict[str, str], real: pd.Series) -> Path:
+    """Save a panel for each of columns (name -> title), with a curve over x for each line.
+
+    table: with the columns x and line besides. real: the same columns for real images.
     """
     figure = Figure(figsize=(10, 9), layout="constrained")
-    panels = figure.subplots(math.ceil(len(columns) / 3), 3).flat
-    for axes, (column, title) in zip(panels, columns.items()):
-        styles = zip(table.groupby("line", sort=False), cycle(COLORS), cycle(MARKERS))
-        for (line, rows), color, marker in styles:
-            points = rows.set_index(x)[column]
+    for axes, (column, title) in zip(figure.subplots(3, 3).flat, columns.items()):
+        groups = table.groupby("line", sort=False)
+        for (line, rows), color, marker in zip(groups, cycle(COLORS), cycle(MARKERS)):
+            points = rows.set_index("x")[column]
             draw_line(axes, points, label=line, color=color, marker=marker)
         axes.axhline(real[column], color="grey", linestyle="--", label="real images")
         if column == "copied":
             axes.set_ylim(-0.02, 1.02)  # otherwise zeros would fill a scale of their own
-        axes.set(xlabel=x.replace("_", " "), ylabel=title)
+        axes.set(xlabel=xlabel, ylabel=title)
         axes.grid(alpha=0.3)
-    lines, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=4)
-    return save_figure(path, figure, dpi=130)
+    return save_with_legend(path, figure, "outside upper center", 4)
 
 
-def save_speed(path: Path, rows: pd.DataFrame, guided: list[str], real: float, title: str) -> Path:
-    """Save FID against images generated per second, a point for each model and guidance scale.
-
-    real: FID of real images. title: of the vertical axis.
-    """
+def save_speed(path: Path, rows: pd.DataFrame, guided: list[str], real: pd.Series) -> Path:
+    """Save FID against images generated per second, a point for each model and guidance scale."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes, groups = figure.subplots(), rows.groupby("model", sort=False)
     for (model, group), color, marker in zip(groups, cycle(COLORS), cycle(MARKERS)):
@@ -108,22 +108,21 @@ def save_speed(path: Path, rows: pd.DataFrame, guided: list[str], real: float, t
         speed, fid = scales["sample_images_per_second"].first(), scales["fid"].mean()
         axes.plot(speed, fid, marker, color=color, label=model, markersize=8)
         for scale in speed.index if model in guided else ():
-            place, style = (speed[scale], fid[scale]), {"textcoords": "offset points"}
-            axes.annotate(f"{scale:g}", place, (5, 5), fontsize=8, **style)
-    axes.axhline(real, color="grey", linestyle="--", label="real images")
-    axes.set(xlabel="images generated per second (numbers: guidance scale)", ylabel=title)
-    axes.set(xscale="log", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper")
-    return save_figure(path, figure, dpi=130)
+            place = speed[scale], fid[scale]
+            axes.annotate(f"{scale:g}", place, (5, 5), fontsize=8, textcoords="offset points")
+    axes.axhline(real["fid"], color="grey", linestyle="--", label="real images")
+    axes.set(xlabel="images generated per second (numbers: guidance scale)", xscale="log")
+    axes.set(ylabel=f"FID ({real['extractor']})", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):  # matplotlib's own labels need text.parse_math
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
+    return save_with_legend(path, figure, "outside right upper")
 
 
 def save_obedience(path: Path, asked: pd.DataFrame) -> Path:
-    """Save a panel for each model: shares of images as asked, against the guidance scale.
-
-    asked: model, scale, seed, demand, as_asked, without_asking, accuracy. Dotted: the share that is
-    so without being asked.
-    """
+    """Save a panel for each model: shares of images as asked, against the guidance scale."""
     models = asked["model"].unique()
     figure = Figure(figsize=(5 * len(models), 5), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
@@ -140,39 +139,32 @@ def save_obedience(path: Path, asked: pd.DataFrame) -> Path:
         axes.set(title=model, xlabel="guidance scale", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("share as asked (dotted: without asking)")
-    lines, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=4, fontsize=8)
-    return save_figure(path, figure, dpi=130)
+    return save_with_legend(path, figure, "outside upper center", 4)
 
 
 def save_confusion(path: Path, classes: list[str], matrices: dict[str, np.ndarray]) -> Path:
     """Save a matrix for each caption: of each class asked for (rows), the share read as each."""
-    columns = min(3, len(matrices))
-    rows, size = math.ceil(len(matrices) / columns), max(2.4, 0.6 + 0.26 * len(classes))
+    columns, n = min(3, len(matrices)), len(classes)
+    rows, size = math.ceil(len(matrices) / columns), max(2.4, 0.6 + 0.26 * n)
     figure = Figure(figsize=(columns * size, rows * size + 0.3), layout="constrained")
-    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
-    for (caption, matrix), axes in zip(matrices.items(), panels):
+    for i, (caption, matrix) in enumerate(matrices.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(matrix, cmap="Blues", norm=PowerNorm(0.4, 0, 1))  # so that 1 % is visible too
-        for (row, column), share in np.ndenumerate(matrix):
-            if share:
-                color = "white" if share > 0.4 else "black"
-                style = {"ha": "center", "va": "center", "fontsize": 6, "color": color}
-                axes.text(column, row, f"{100 * share:.0f}" if share >= 0.01 else "<1", **style)
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(classes)), classes, fontsize=7)
+        for row, column in np.argwhere(matrix > 0):
+            share = matrix[row, column]
+            text, color = f"{100 * share:.0f}", "white" if share > 0.4 else "black"
+            style = {"ha": "center", "va": "center", "fontsize": 6, "color": color}
+            axes.text(column, row, text if share >= 0.01 else "<1", **style)
+        axes.set_xticks(range(n), classes, rotation=90, fontsize=7)
+        axes.set_yticks(range(n), classes, fontsize=7)
         axes.set_title(caption, fontsize=8)
         axes.set_xlabel("read by the judge, %", fontsize=7)
         axes.set_ylabel("asked for", fontsize=7)
-    for axes in panels[len(matrices) :]:
-        axes.remove()
     return save_figure(path, figure, dpi=130)
 
 
 def save_distances(path: Path, lines: dict[str, np.ndarray]) -> Path:
-    """Save histograms (caption -> distances) of how far images are from the nearest training one.
-
-    The first line is drawn in black.
-    """
+    """Save histograms of distances to the nearest training image; the first line is black."""
     figure = Figure(figsize=(8.5, 4), layout="constrained")
     axes, bins = figure.subplots(), np.linspace(0, max(map(np.max, lines.values())), 41)
     for (caption, distances), color in zip(lines.items(), ("black", *COLORS * len(lines))):
@@ -180,22 +172,21 @@ def save_distances(path: Path, lines: dict[str, np.ndarray]) -> Path:
         axes.hist(distances, bins, weights=weights, histtype="step", label=caption, color=color)
     axes.set(xlabel="distance to the nearest training image (root mean square of a pixel, 0 to 1)")
     axes.set(ylabel="% of the images")
-    figure.legend(loc="outside right upper", fontsize=8)
-    return save_figure(path, figure, dpi=130)
+    return save_with_legend(path, figure, "outside right upper")
 
 
 def data_address(png: bytes) -> str:
-    """A data: URL, by which a page contains its pictures."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def load_films(paths: dict[str, Path]) -> list[dict]:
-    """Model -> film.npz -> the films, each with prompts, scales, moments and sprites: for each
-    model that has these the data: URL of one picture, a row of frames for each prompt and scale.
+    """Model -> film.npz -> films: prompts, scales, moments, and sprites.
+
+    sprites: of each model a picture of its frames, a row for each prompt and scale.
     """
     films = {}
     for model, path in paths.items():
-        if not path.exists():
+        if not path.exists():  # no guidance
             continue
         with reading(path, "delete it, and the script's command generates it again"):
             film = load_arrays(path)
@@ -203,7 +194,7 @@ def load_films(paths: dict[str, Path]) -> list[dict]:
             frames = film.pop("frames").swapaxes(2, 3)  # (prompts, scales, 28, moments, 28)
         sprite, content = frames.reshape(prompts * scales * 28, moments * 28), io.BytesIO()
         Image.fromarray(sprite).save(content, "PNG", optimize=True)
-        names = {name: array.tolist() for name, array in film.items()}
-        alike = films.setdefault(str(names), names | {"sprites": {}})
+        film = {name: array.tolist() for name, array in film.items()}
+        alike = films.setdefault(str(film), film | {"sprites": {}})
         alike["sprites"][model] = data_address(content.getvalue())
     return [*films.values()]

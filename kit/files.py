@@ -32,7 +32,7 @@ class UserError(SystemExit):
         super().__init__(f"error: {self.text}")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
 
 
@@ -117,51 +117,38 @@ def memory(folder: Path) -> Memory:
 
 
 def lock(path: Path, wait: bool = True) -> FileLock:
-    """-> path's lock, taken, until .release() or the end of this process, which may take it again.
-
-    UserError if another process has it and wait is False.
+    """-> path's lock, held until .release() or the end of this process. UserError if not wait, and
+    another process has it.
     """
     with writing(path):
-        name = path.with_name(f".{path.name}.lock")
-        held = FileLock(name, is_singleton=True, thread_local=False, mode=0o666)
-        try:
-            held.acquire(timeout=0)
-        except Timeout:
-            if not wait:
-                raise UserError(f"another process is using {path}; wait until it ends") from None
-            say(f"waiting for another process, which is making {path}")
-            held.acquire()
-    return held
-
-
-def once(path: Path, make) -> None:
-    """Call make() unless path exists. Of several processes one does so, and the others wait."""
-    if not path.exists():
-        held = lock(path)
-        if not path.exists():
-            make()
-        held.release()
+        held = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True, thread_local=False)
+        with contextlib.suppress(Timeout):
+            return held.acquire(timeout=0).lock
+        if not wait:
+            raise UserError(f"another process is using {path}; wait until it ends")
+        say(f"waiting for another process, which is making {path}")
+        return held.acquire().lock
 
 
 @contextlib.contextmanager
 def network(url: str):
     """Turn a host that does not answer, or a failed download of url, into a UserError."""
-    answers, before = [], socket.getdefaulttimeout()
+    reasons, before = [f"no answer within {PATIENCE} s"], socket.getdefaulttimeout()
 
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
-            answers.append("")
+            reasons.clear()
         except Exception as error:  # of many kinds
-            answers.append(f": {one_line(error)}")
+            reasons[0] = one_line(error)
 
     thread = threading.Thread(target=ask, daemon=True)  # no time-out ends a look-up of a name
     thread.start()
     thread.join(PATIENCE)
-    if answers != [""]:
-        raise UserError(f"{url.split('/')[2]} does not answer{''.join(answers)}")
     socket.setdefaulttimeout(PATIENCE)
     try:
+        if reasons:
+            raise OSError(reasons[0])
         yield
     except Exception as error:  # of many kinds
         raise UserError(f"{url} cannot be downloaded: {one_line(error)}") from None
@@ -171,12 +158,12 @@ def network(url: str):
 
 def download(url: str, path: Path, sha256: str) -> Path:
     """Download url to path unless it is there. sha256: the first digits of its hash, checked."""
-
-    def fetch() -> None:
+    held = None if path.exists() else lock(path)  # another process may be at it
+    if not path.exists():
         with network(url):
             torch.hub.download_url_to_file(url, str(path), sha256, progress=RANK == 0)
-
-    once(path, fetch)
+    if held:
+        held.release()
     with reading(path, "move it away, and it is downloaded again"):
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
             raise ValueError("its SHA-256 is not the expected one")

@@ -20,12 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.config import DataConfig
-from kit.data import EMBEDDED, embedded_mnist, jitter, load_dataset, to_images
-from kit.files import ROOT, UserError, load_tensors, once, progress, reading, save_file, say
+from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
+from kit.files import ROOT, UserError, load_tensors, lock, progress, reading, save_file, say
 from kit.processes import pick_device
+from kit.tiny_clip import jitter
 
 SHIPPED = ROOT / "assets" / "judge_mnist.pt"  # missing in a notebook
 STEPS, BATCH, LR = 1200, 128, 2e-3
+TAUGHT = 500  # fewer images teach no classifier
 
 
 class Judge(nn.Sequential):
@@ -67,7 +69,12 @@ def train(pixels, labels, classes: int, device, steps: int = STEPS, seed: int = 
 
 
 def taught(pixels, labels, test_pixels, test_labels, classes: int, device) -> float:
-    """Accuracy on a test set of a judge trained on pixels uint8 (n, 28, 28), labels (n,) alone."""
+    """Accuracy on a test set of a judge trained on pixels uint8 (n, 28, 28), labels (n,) alone.
+
+    Ravuri & Vinyals 2019. nan for fewer than 500 images, or labels of -1.
+    """
+    if len(pixels) < TAUGHT or labels.min() < 0:
+        return np.nan
     data, steps = (torch.from_numpy(pixels), torch.from_numpy(labels)), len(pixels) // 20
     judge = train(*data, classes, device, max(100, steps))
     return float((judge.see(test_pixels)[1] == test_labels).mean())
@@ -83,7 +90,11 @@ def judge_path(config) -> Path:
 def load_judge(config, device: torch.device) -> Judge:
     """The judge for the classes of config, trained now if there is none; crc32: of its file."""
     path = judge_path(config)
-    once(path, lambda: make(config, path, device))
+    if not path.exists():
+        held = lock(path)
+        if not path.exists():  # another process may have made it
+            make(config, path, device)
+        held.release()
     with reading(path, "delete it (the one in assets/: get it from the repository)"):
         state = load_tensors(path)
         if state.pop("learned") != [config.name, [*config.classes]]:

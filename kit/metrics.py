@@ -11,6 +11,24 @@ def apply(function, key: str, pixels: np.ndarray):
     return function(pixels)
 
 
+def round_the_classes(pixels, labels, classes: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """As many images of each class, at most so many in all, in turn of the classes.
+
+    Of a class evenly spread over its images, the even ones first, each half in random order: so
+    the two halves are alike, whatever the order in the data set means.
+    """
+    each = min(most // classes, labels.bincount(minlength=classes).min().item())
+    generator, chosen = torch.Generator().manual_seed(0), []
+    for label in range(classes):
+        group = (labels == label).nonzero()[:, 0]
+        group = group[torch.linspace(0, len(group) - 1, each).round().long()]
+        halves = group[::2], group[1::2]
+        order = [half[torch.randperm(len(half), generator=generator)] for half in halves]
+        chosen.append(torch.cat(order))
+    chosen = torch.stack(chosen, 1).flatten()
+    return pixels[chosen].numpy(), labels[chosen].numpy()
+
+
 def kid(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Kernel distance of features (n, d), (m, d): KID (Binkowski et al. 2018), standard error.
 
@@ -115,12 +133,12 @@ def obedience(asked: np.ndarray, states: np.ndarray, right: np.ndarray) -> dict[
     result, plain = {}, (asked == 0).all(1)
     for combination in dict.fromkeys(map(tuple, asked.tolist())):
         rows, asks = (asked == combination).all(1), np.array(combination) != 0
-        single = (states == combination)[:, asks]  # (n, how many are asked)
-        fits = single.all(1)
+        single = states == combination  # (n, attributes)
+        fits = single[:, asks].all(1)
         result[combination] = {
             "n": int(rows.sum()),
             "as_asked": fits[rows].mean(),
-            "single": single[rows].mean(0).tolist(),
+            "single": np.where(asks, single[rows].mean(0), np.nan),
             "accuracy": right[rows].mean(),
             "everything": (fits & right)[rows].mean(),
             "without_asking": fits[plain].mean(),

@@ -7,9 +7,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for the weights of convolutions, AdamW for all others (Jordan et al. 2024).
 
     A weight (out, in, 3, 3) is read as a matrix (out, 9 in), and its momentum is replaced by the
-    nearest orthogonal matrix: otherwise a few directions with large gradients learn, and the others
-    wait. Each of param_groups has its "lr" and, for schedules, its "peak". torch.optim.Muon takes
-    matrices only, and works in bfloat16, which is slow on many processors.
+    nearest orthogonal matrix: otherwise only a few directions with large gradients learn. Each
+    group has its "lr" and, for schedules, its "peak". torch.optim.Muon takes matrices only.
     """
 
     def __init__(self, parameters, lr: float, muon_lr: float = 0.02, momentum: float = 0.95):
@@ -43,10 +42,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each (m, n) -> about the nearest orthogonal matrix: singular values from 0.7 to 1.2.
-
-    Five Newton-Schulz steps with Jordan's coefficients, on the smaller Gram matrix: X becomes P X,
-    where P is a polynomial of X X^T. Matrices of one size are stacked, which is faster.
+    """Each (m, n) -> about the nearest orthogonal matrix: singular values from 0.7 to 1.2, by five
+    Newton-Schulz steps. Each makes P X of X, with a polynomial P of the smaller Gram matrix.
     """
     wide = [x if len(x) <= x.shape[1] else x.T for x in matrices]
     wide = [x / (x.norm() + 1e-7) for x in wide]

@@ -3,7 +3,6 @@
 import math
 import re
 import textwrap
-import unicodedata
 import warnings
 import zlib
 from pathlib import Path
@@ -41,11 +40,6 @@ def save_figure(path: Path, figure: Figure, **options) -> Path:
     return path
 
 
-def wide(text: str) -> int:
-    """The width of text in Latin letters."""
-    return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)
-
-
 def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3):
     """pixels: images uint8 (28, 28), row by row, each so many inches wide.
 
@@ -56,53 +50,47 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     canvas = np.full((rows * columns, 30, 30), 255, np.uint8)  # white between the images
     canvas[: len(pixels), 1:-1, 1:-1] = pixels
     canvas = canvas.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(30 * rows, 30 * columns)
-    width = inches * columns + 0.085 * max(map(wide, captions), default=0)
-    title = textwrap.shorten(title, 300, placeholder=" ...")
-    room = width / 0.065 * max(1, len(title)) / max(1, wide(title))
-    lines = textwrap.wrap(title, max(12, int(room)))
-    longest = max(map(wide, titles), default=0)
-    upright = longest > 20 * inches
-    above = 0.06 * longest + 0.08 if upright else 0.18 * bool(titles)
-    height = inches * rows + 0.12 * len(lines) + above + 0.05
-    figure = Figure(figsize=(width + 0.1, height + 0.1), dpi=200)
-    left = 1 - inches * columns / width
-    axes = figure.add_axes((left, 0, inches * columns / width, inches * rows / height))
+    figure = Figure(figsize=(inches * columns, inches * rows), dpi=200)
+    axes = figure.add_axes((0, 0, 1, 1))  # what is outside is saved too: bbox_inches
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    upright = 90 * (max(map(len, titles), default=0) > 20 * inches)
     middle = np.arange(max(rows, columns)) * 30 + 15
-    axes.set_xticks(middle[: len(titles)], titles, rotation=90 if upright else 0, fontsize=7)
+    axes.set_xticks(middle[: len(titles)], titles, rotation=upright, fontsize=7)
     axes.set_yticks(middle[: len(captions)], captions, fontsize=7)
     axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    figure.suptitle("\n".join(lines), y=1, va="top", fontsize=7)
-    save_figure(path, figure, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    lines = textwrap.wrap(textwrap.shorten(title, 300), max(20, int(15 * inches * columns)))
+    axes.set_title("\n".join(lines), fontsize=7)
+    save_figure(path, figure, bbox_inches="tight", pad_inches=0.05)
 
 
 def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
     """losses: model -> rows of loss.csv. Faint as logged, bold the mean of 15 rows."""
     use_plain_style()
     lines = [(model, name) for model in losses for name in losses[model][0] if "loss" in name]
-    kinds = sorted({name != "loss" for _, name in lines})
-    figure = Figure(figsize=(7 if len(kinds) < 2 else 11, 4), layout="constrained")
-    panels = dict(zip(kinds, figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]))
+    kinds = sorted({name != "loss" for _, name in lines})  # denoising losses share a panel
+    figure = Figure(figsize=(4 + 4 * len(kinds), 4), layout="constrained")
+    panels = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0]))
     for (model, name), color in zip(lines, COLORS * len(lines)):
         step, loss = (np.array([float(row[x]) for row in losses[model]]) for x in ("step", name))
         width, axes = min(15, len(loss)), panels[name != "loss"]
-        label = model if name == "loss" else f"{model}, {name.replace('_', ' ')}"
         axes.plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
+        label = model if name == "loss" else f"{model}, {name.replace('_', ' ')}"
         axes.plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
-    for other, axes in panels.items():
-        axes.set(xlabel="training step", yscale="log")
-        axes.set_ylabel("loss" if other else "denoising loss: MSE of v")
+        axes.set(xlabel="training step", ylabel="loss (denoising: MSE of v)", yscale="log")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     return save_figure(path, figure, dpi=150)
 
 
+def with_scale(text: str, guidance: bool, scale: float) -> str:
+    return f"{text}, guidance scale {scale:g}" if guidance else text
+
+
 def shown_classes(classes: int, n: int) -> np.ndarray:
     """The classes that a grid of n images has a column for: all, or 26 spread over them."""
-    classes = min(classes, n)
-    return np.linspace(0, classes - 1, min(classes, 26)).round().astype(int)
+    return np.linspace(0, min(classes, n) - 1, min(classes, n, 26)).round().astype(int)
 
 
 def complete(run: Run) -> bool:
@@ -110,20 +98,18 @@ def complete(run: Run) -> bool:
     config, names = run.config, ["samples.npz", "samples.png", "denoising.png"]
     names += ["prompts.png"] * config.has("prompt") + ["film.npz"] * config.has("scales")
     names += ["reconstructions.png"] * (config.family == "VAE")
-    paths = [run.images / name for name in names] + [run.metrics / "performance.csv"]
-    done = run.step == config.train_steps and all(path.exists() for path in paths)
-    if config.prompt is not None or not done or not sampled_alike(config):
-        return False
-    say(f"{run.folder} is complete; --fresh starts over")
-    return True
+    done = all((run.images / name).exists() for name in names) and sampled_alike(config)
+    if config.prompt is None and done and run.step == config.train_steps:
+        say(f"{run.folder} is complete; --fresh starts over")
+        return True
+    return False
 
 
 def save_outputs(run: Run, draw, reconstruct=None) -> None:
     """Save the samples and pictures of a run; with --prompt, one picture.
 
     draw(prompts, scale, generators, film) -> images (n, 1, 28, 28) in [-1, 1]; it appends (title,
-    images) to the list film, if there is one. reconstruct(images, prompts) -> what an autoencoder
-    makes of images.
+    images) to the list film. reconstruct(images, prompts) -> what an autoencoder makes of images.
     """
     if run.config.prompt is not None:
         save_prompt_picture(run, draw)
@@ -144,32 +130,25 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
 
 def save_prompt_picture(run: Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
-    config, steps = run.config, run.saved["train_steps"]
-    if not words.names_a_class(config, config.prompt):
+    config, prompt = run.config, run.config.prompt
+    if not words.names_a_class(config, prompt):
         say(f"note: the prompt names no class, such as {words.class_words(config)[0][0]}")
     if run.shipped:
         say(f"using {run.last}; python {config.script}.py trains weights of your own")
-    if run.step < steps:
-        say(f"note: the model is trained for {run.step} of {steps} steps so far")
-    pixels, _ = generate(run, draw, [config.prompt] * config.n, config.scale, "generating")
-    start = re.sub(r"\W+", "_", config.prompt.lower(), flags=re.ASCII)[:40].strip("_")
-    sampling = [config.choices().get(name) for name in sorted(config.SAMPLING)]
-    key = zlib.crc32(f"{config.prompt} {config.n} {sampling}".encode())
-    name = f"prompt_{start}_scale{config.scale:g}_seed{config.seed}_{key:08x}.png"
-    title = with_scale(config.prompt, config.has("scales"), config.scale)
-    save_grid(run.images / name, pixels, math.ceil(config.n**0.5), title, inches=0.6)
-    print(run.images / name)
-
-
-def with_scale(text: str, guidance: bool, scale: float) -> str:
-    return f"{text}, guidance scale {scale:g}" if guidance else text
+    if run.step < run.saved["train_steps"]:
+        say(f"note: only {run.step} of {run.saved['train_steps']} training steps are done")
+    pixels, _ = generate(run, draw, [prompt] * config.n, config.scale, "generating")
+    slug = re.sub(r"\W+", "_", prompt.lower(), flags=re.ASCII)[:40].strip("_")
+    drawn_by = {name: config.choices()[name] for name in config.choices() if name != "samples"}
+    path = run.images / f"prompt_{slug}_{zlib.crc32(str(drawn_by).encode()):08x}.png"
+    title = with_scale(prompt, config.has("scales"), config.scale)
+    save_grid(path, pixels, math.ceil(config.n**0.5), title, inches=0.6)
+    print(path)
 
 
 def shown_prompts(run: Run) -> list[str]:
     """12 prompts, trained and held-out phrasings in turn, the last six with attribute words."""
     config, kind, prompts = run.config, words.data_kind(run.config), []
-    if not config.has("prompt"):
-        return [""] * 12
     trained, heldout = words.TRAIN_TEMPLATES[kind][1:], words.HELDOUT_TEMPLATES[kind]
     pairs = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
     asked = combinations(len(pairs))[1:] or [()]
@@ -178,7 +157,7 @@ def shown_prompts(run: Run) -> list[str]:
         nouns = words.class_words(config, said)
         template = (heldout if i % 2 else trained)[i // 2]
         prompts.append(template.format(nouns[i % len(nouns)][i // 3 % 2]))
-    return prompts
+    return prompts if config.has("prompt") else [""] * 12
 
 
 def save_prompts_picture(run: Run, draw) -> None:
@@ -225,25 +204,24 @@ def save_reconstructions(run: Run, reconstruct) -> None:
     config, (pixels, labels, _) = run.config, load_dataset(run.config, "test")
     shown = shown_classes(len(config.classes), len(pixels)).tolist()
     chosen = torch.cat([(labels == label).nonzero()[:2, 0] for label in shown])
+    pixels, labels = pixels[chosen], labels[chosen].tolist()
     texts = words.phrasings(config, words.TRAIN_TEMPLATES)
-    prompts = [texts[label][0] for label in labels[chosen].tolist()]
-    images = reconstruct(to_images(pixels[chosen]).to(run.device), prompts)
-    strip = np.concatenate([pixels[chosen].numpy(), to_pixels(images)])
-    titles = [config.classes[label] for label in labels[chosen].tolist()]
-    rows, path = ("held-out images", "reconstructions"), run.images / "reconstructions.png"
-    save_grid(path, strip, len(chosen), config.script, titles, rows, inches=0.35)
+    images = to_images(pixels).to(run.device)
+    images = reconstruct(images, [texts[label][0] for label in labels])
+    titles, rows = [config.classes[label] for label in labels], ("held out", "reconstructed")
+    strip, path = np.concatenate([pixels, to_pixels(images)]), run.images / "reconstructions.png"
+    save_grid(path, strip, len(labels), config.script, titles, rows, inches=0.35)
 
 
 def save_samples_picture(run: Run) -> None:
     """samples.png: ten images of each class, at the middle one of the scales."""
     config, table = run.config, load_samples(run.images / "samples.npz")
-    scale = sorted(config.scales)[len(config.scales) // 2]
+    scale, names = sorted(config.scales)[len(config.scales) // 2], config.classes
     plain = np.isin(table["kind"], ("trained", "unconditional")) & (table["scale"] == scale)
-    pixels, names = table["images"][plain], config.classes
-    shown = shown_classes(len(names), len(pixels))
+    shown = shown_classes(len(names), plain.sum())
     order = (np.arange(10)[:, None] * len(names) + shown).flatten()
+    pixels = table["images"][plain][order[order < plain.sum()]]
     titles = [names[label] for label in shown] if config.has("prompt") else []
     inches = min(0.6, max(0.3, max(map(len, titles), default=0) / 18))  # so that titles fit
     title = with_scale(config.script, config.has("scales"), scale)
-    pixels, path = pixels[order[order < len(pixels)]], run.images / "samples.png"
-    save_grid(path, pixels, len(shown), title, titles, inches=inches)
+    save_grid(run.images / "samples.png", pixels, len(shown), title, titles, inches=inches)

@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def half(device: torch.device) -> torch.dtype | None:
-    """bfloat16 if the device is fast in it: compute capability 8, AVX-512 BF16 or AMX; else None."""
+    """bfloat16 if the device is fast in it (compute capability 8, AVX-512 BF16, AMX), else None."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
     fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
     if device.type == "cuda":

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -24,12 +25,11 @@ LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds
 
 
 class Run:
-    """results/<dataset>/<script>/: what a run has on disk, and how far it has come.
+    """results/<dataset>/<script>/: what is on disk, and how far the training has come (step).
 
-    step      optimiser steps that are done
-    saved     choices and facts that the checkpoint was trained with
-    losses    since the last row of loss.csv; a script appends {name: tensor} at each step
-    encoder   set by a script that reads text: name, crc32, dim, encode(texts) -> (n, dim)
+    losses: since the last row of loss.csv; a script appends {name: tensor} at each step
+    encoder: set by a script that reads text; has name, crc32, dim, encode_text(texts) -> (n, dim)
+    saved: the choices and facts that the checkpoint was trained with
     """
 
     def __init__(self, config: Config):
@@ -100,8 +100,8 @@ class Run:
         return self.replicas.get(model, model)
 
     def steps(self, **modules):
-        """Yield the number of each step still to do, from 0. Save the modules (name -> module or
-        optimiser) every 30 s, at the end, and when Ctrl-C or SIGTERM asks to stop.
+        """Yield the number of each step still to do. modules: name -> module or optimiser, which
+        are saved every 30 s, at the end, and when Ctrl-C or SIGTERM asks to stop.
         """
         total, batch = self.config.train_steps, self.config.batch_size
         self.facts["parameters"] = sum(weight.numel() for weight in modules["model"].parameters())
@@ -165,10 +165,7 @@ class Run:
                 say(f"{error.text}; the training continues")
 
     def begin(self) -> None:
-        """Lock the folder, move an earlier run aside, delete outdated samples, write config.json.
-
-        UserError if the run on disk was trained with other data or another text encoder.
-        """
+        """Lock the folder, move an old run aside, delete outdated samples, write config.json."""
         config, name = self.config, {}
         if self.encoder is not None:
             self.facts["text_encoder_crc32"] = self.encoder.crc32
@@ -206,20 +203,12 @@ def sampled_alike(config: Config) -> bool:
 def facts_of(config: Config, device: torch.device) -> dict:
     """What config.json tells of a run beside its choices."""
     command, revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, check=True, timeout=10, text=True)
-        revision = done.stdout.strip() if (ROOT / ".git").exists() else None
-    return {
-        "script": config.script,
-        "description": (sys.modules[type(config).__module__].__doc__ or "").strip().split("\n")[0],
-        "family": config.family,
-        "device": str(device),
-        "autocast": str(processes.half(device)),
-        "processes": processes.COUNT,
-        "git_revision": revision,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "python": sys.version.split()[0],
-    }
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    facts = {"script": config.script, "description": config.description, "family": config.family}
+    facts |= {"git_revision": revision, "python": sys.version.split()[0], "device": str(device)}
+    facts |= {"processes": processes.COUNT, "autocast": str(processes.half(device))}
+    return facts | {"packages": {name: metadata.version(name) for name in PACKAGES}}
 
 
 def read_config(folder: Path) -> dict:

@@ -19,11 +19,10 @@ BATCH = 100  # images generated at a time
 def table_of(run: Run) -> dict[str, np.ndarray]:
     """What is generated, an entry for each image: labels, prompts, kind, scale, noise, asked.
 
-    kind   "trained": phrasings of the training, the class alone; "held-out": 500 of other ones, at
-           the default scale; "words": all that prompts may ask for besides the class, a third as
-           many at other scales than the default; "unconditional": a script without text, labels -1
-    noise  the number of the image's noise: a class has the same for all that is asked of it
-    asked  of each attribute -1 low, 1 high, 0 nothing
+    kind   trained: phrasings of the training, the class alone; held-out: 500 of other ones; words:
+           all that prompts may ask for, a third as many at other scales than the default one;
+           unconditional: of a script without text, labels -1
+    noise  the number of the image's noise; asked: of each attribute -1 low, 1 high, 0 nothing
     """
     config, rows, default = run.config, [], type(run.config).scale
     words = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
@@ -65,13 +64,14 @@ def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
 
 
 def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
-    """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first, without
-    the text encoder. numbers: of the noise of each image.
+    """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first one.
+
+    numbers: of the noise of each image
     """
     prompts, parts, speeds = [str(prompt) for prompt in prompts], [], []
     numbers = range(len(prompts)) if numbers is None else numbers
     if run.encoder is not None:
-        run.encoder.encode(prompts)  # it remembers them
+        run.encoder.encode_text(prompts)  # it remembers them
     with progress(desc=title, total=len(prompts), unit="image") as bar:
         for i in range(0, len(prompts), BATCH):
             batch, start = prompts[i : i + BATCH], time.perf_counter()
@@ -125,13 +125,7 @@ def performance(run: Run, scale: float, speed: float) -> dict:
     memory = torch.cuda.max_memory_allocated() / 1e6 if run.device.type == "cuda" else 0
     if not memory and status.exists():  # on Linux
         memory = int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
-    return {
-        "parameters": run.saved["parameters"],
-        "train_seconds": round(seconds, 1),
-        "train_images_per_second": round(sum(images) / seconds, 1),
-        "scale": scale,
-        "sample_images_per_second": round(float(speed), 1),
-        "sample_steps": run.config.sample_steps,
-        "peak_memory_mb": round(memory),
-        "device": str(run.device),
-    }
+    row = {"parameters": run.saved["parameters"], "train_seconds": round(seconds, 1)}
+    row |= {"train_images_per_second": round(sum(images) / seconds, 1), "scale": scale}
+    row |= {"sample_images_per_second": round(float(speed), 1), "device": str(run.device)}
+    return row | {"sample_steps": run.config.sample_steps, "peak_memory_mb": round(memory)}

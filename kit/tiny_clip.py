@@ -8,13 +8,13 @@ Targets   A batch holds many images and many captions of each class, and every s
 Captions  Most are the class word among random tokens. From fixed sentences the text side learns
           the sentences; among noise it can only learn to find the word, and so it understands
           phrasings it never saw.
-Command   python -m kit.tiny_clip --dataset mnist --out my_clip.pt
-          use it with --clip my_clip.pt; those of other data sets are kept in data/tiny_clip
+Commands  python -m kit.tiny_clip --dataset pictures
+          makes the one that the scripts look for; assets/ has MNIST's
+          python -m kit.tiny_clip --dataset mnist --out my_clip.pt
+          makes another one; a script uses it with --clip my_clip.pt
 Result    98.4 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
 """
 
-import json
-import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,52 +23,15 @@ import torch
 import torch.nn.functional as F
 
 from kit.captions import Captions
-from kit.clip import Clip, clip_module, clip_pixels, tokenize, tokenizer
+from kit.clip import clip_module, clip_pixels, tiny_path, tokenize, tokenizer
 from kit.config import DataConfig
-from kit.data import EMBEDDED, embedded_mnist, jitter, load_dataset, to_images
-from kit.files import ROOT, UserError, download, once, progress, save_file, say
+from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
+from kit.files import UserError, progress, save_file
 from kit.words import class_words
 
-SHIPPED = ROOT / "assets" / "tiny_clip.pt"  # of MNIST; missing in a notebook
-VIT = "https://openaipublic.azureedge.net/clip/models/"
-VIT += "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
-STEPS, IMAGES, OTHERS, LR = 2600, 40, 8, 2e-3  # images of a step, captions of other images
+IMAGES, OTHERS, LR = 40, 8, 2e-3  # images of a step, captions of other images
 P_NAMELESS = 0.2  # share of captions among those with attribute words that name no class
 P_NOISE, MAX_NOISE = 0.75, 40  # share of captions among random tokens; most of these in one
-
-
-def load_clip(config, device: torch.device) -> Clip:
-    """The CLIP that --clip names; auto: ViT-B/32, or tiny where that cannot be had.
-
-    UserError if it cannot be had, or if it is a tiny CLIP of other classes.
-    """
-    name, path = config.clip, Path(config.clip).expanduser()
-    if name in ("auto", "ViT-B/32"):
-        path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it
-        try:
-            path = download(VIT, path, VIT.split("/")[-2])
-            return Clip("ViT-B/32", path, device, config.data_dir)
-        except UserError as error:
-            if name == "ViT-B/32":
-                raise
-            say(f"CLIP: {error.text}; using tiny CLIP")
-            name = "tiny"
-    if name == "tiny":
-        path = tiny_path(config)
-        once(path, lambda: make(config, path, device))
-    elif not path.is_file():
-        raise UserError(f"--clip {name}: no such file; choose tiny, ViT-B/32 or a file")
-    clip = Clip(name, path, device, config.data_dir)
-    if clip.learned and [*clip.learned[1]] != [*config.classes]:
-        raise UserError(f"{path} was trained for other classes: {', '.join(clip.learned[1][:5])}")
-    return clip
-
-
-def tiny_path(config) -> Path:
-    if config.name == "mnist" and SHIPPED.exists():
-        return SHIPPED
-    key = zlib.crc32(json.dumps(config.classes).encode())
-    return config.data_dir / "tiny_clip" / f"{config.name}_{key:08x}.pt"
 
 
 def build_clip():
@@ -134,6 +97,19 @@ def captions_for(i: torch.Tensor, captions: Captions, vocabulary: Vocabulary):
     return tokens, ((captions.labels[i, None] == labels) | nameless) & fits.all(2)
 
 
+def jitter(images: torch.Tensor) -> torch.Tensor:
+    """Augmentation: rotate, scale, shear and shift each image (B, 1, 28, 28) a little."""
+    n = len(images)
+    angle, shear = torch.empty(2, n).uniform_(-0.2, 0.2)
+    scale = torch.empty(n).uniform_(0.85, 1.15)
+    shift = torch.empty(n, 2).uniform_(-0.1, 0.1)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    top = torch.stack([cos, shear - sin, shift[:, 0]], 1)
+    bottom = torch.stack([sin, cos, shift[:, 1]], 1)
+    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
+
+
 def contrastive_loss(
     model, images: torch.Tensor, tokens: torch.Tensor, same: torch.Tensor
 ) -> torch.Tensor:
@@ -150,20 +126,22 @@ def contrastive_loss(
     return (of_image + of_text) / 2
 
 
-def train(config, pixels, labels, device: torch.device, steps: int = STEPS, seed: int = 0):
+def train(config, pixels, labels, steps: int, seed: int = 0):
     """pixels uint8 (N, 28, 28), labels (N,) -> the trained clip.model.CLIP, in evaluation mode."""
     torch.manual_seed(seed)
     captions = Captions(config, pixels, labels, None)
     vocabulary = vocabulary_of(config, captions)
-    model = build_clip().to(device).train()
+    model = build_clip().train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LR, total_steps=max(steps, 20), pct_start=0.1
+    )
     bar = progress(range(steps), "training tiny CLIP", unit="step", leave=False)
     for _ in bar:
         i = captions.draw(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
         text, same = captions_for(i, captions, vocabulary)
-        loss = contrastive_loss(model, image.to(device), text.to(device), same.to(device))
+        loss = contrastive_loss(model, image, text, same)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -172,28 +150,24 @@ def train(config, pixels, labels, device: torch.device, steps: int = STEPS, seed
     return model.eval()
 
 
-def make(config, path: Path, device: torch.device, steps: int = STEPS, seed: int = 0) -> None:
-    """Train one for the classes of config and write it to path."""
-    say(f"CLIP: training a tiny one for {config.name}, once; it is kept in {path}")
-    of_digits = config.name == "mnist" and EMBEDDED["train"].exists()
-    pixels, labels = embedded_mnist("train") if of_digits else load_dataset(config)[:2]
-    model = train(config, pixels, labels, device, steps, seed).half()  # half the size of the file
-    state = {**model.state_dict(), "learned": [config.name, [*config.classes]]}
-    save_file(path, lambda file: torch.save(state, file))
-
-
 @dataclass
 class Config(DataConfig):
-    out: Path = Path("tiny_clip.pt")  # the file to write; --clip uses it
-    train_steps: int = STEPS  # optimiser steps
+    out: Path | None = None  # the file to write; without it, the one that the scripts look for
+    train_steps: int = 2600  # optimiser steps
     seed: int = 0  # of the training
 
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    if config.out.exists():
-        raise UserError(f"{config.out} exists; choose another file with --out")
-    make(config, config.out, torch.device("cpu"), config.train_steps, config.seed)
+    path = config.out or tiny_path(config)
+    if path.exists():
+        raise UserError(f"{path} exists; choose another file with --out, or move it away")
+    embedded = config.name == "mnist" and EMBEDDED["train"].exists()  # the same for everybody
+    pixels, labels = embedded_mnist("train") if embedded else load_dataset(config)[:2]
+    model = train(config, pixels, labels, config.train_steps, config.seed)
+    state = {**model.half().state_dict(), "learned": [config.name, [*config.classes]]}
+    save_file(path, lambda file: torch.save(state, file))
+    print(path)
 
 
 if __name__ == "__main__":

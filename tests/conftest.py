@@ -1,6 +1,7 @@
-"""Shared by the tests: the command line in a subprocess, a local server, a dead network."""
+"""Shared by the tests: commands in this process and in one of their own, a dead network, a run."""
 
 import argparse
+import atexit
 import contextlib
 import csv
 import functools
@@ -12,6 +13,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -26,125 +28,182 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two that take all cores each are ten 
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-import common  # noqa: E402
-from kit import attributes, base, downloads, images, tiny_clip  # noqa: E402
-from kit.clip import import_clip  # noqa: E402
-from kit.datasets import DIGITS  # noqa: E402
-from kit.encoders import load_clip  # noqa: E402
-from kit.run import Run  # noqa: E402
+from kit.clip import clip_module  # noqa: E402
+from kit.words import DIGITS  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --sample-steps 3"
-TINY += " --scales 1,2"
+TINY += " --scales 1 2"
+SMALL = "--train-steps 4 --batch-size 8 --samples 20 --sample-steps 2"
+HERE = "127.0.0.1"
+PROXIES = "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"
+DEAD = dict.fromkeys(PROXIES, f"http://{HERE}:9")  # nothing listens there
+DEAD |= {"no_proxy": HERE, "NO_PROXY": HERE}
+
+
+def pytest_configure():
+    """A folder that all processes of this session share: an empty home, a cache of joblib's.
+
+    No test reaches the network: every host but this one is refused at once.
+    """
+    if "TESTS_FOLDER" not in os.environ:
+        os.environ["TESTS_FOLDER"] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, os.environ["TESTS_FOLDER"], True)
+    shared = Path(os.environ["TESTS_FOLDER"])
+    for name in ("home", "data/cache"):
+        (shared / name).mkdir(parents=True, exist_ok=True)
+    os.environ |= DEAD | {"HOME": str(shared / "home"), "PYTHONPATH": str(ROOT)}
+
+
+def warm(folder: Path) -> None:
+    """Let the commands in folder use what other tests have measured and read there already."""
+    cache = Path(folder) / "data" / "cache"
+    if not cache.exists():
+        cache.parent.mkdir(exist_ok=True)
+        cache.symlink_to(Path(os.environ["TESTS_FOLDER"]) / "data" / "cache")
 
 
 def data_args(dataset="mnist", classes=DIGITS, **others):
     """What functions read of a script's choices, for one data set."""
-    choices = {"emnist_split": None, "per_class": None, "data_dir": Path("data")} | others
-    return argparse.Namespace(dataset=dataset, classes=list(classes), **choices)
+    data_dir = Path(os.environ.get("TESTS_FOLDER", "")) / "data"
+    choices = {"emnist_split": None, "per_class": None, "data_dir": data_dir, "name": dataset}
+    choices |= {"dataset": dataset, "classes": tuple(classes), "clip": "tiny"}
+    return argparse.Namespace(**choices | others)
+
+
+# ── Commands ──
 
 
 @pytest.fixture(scope="session")
-def measured_once(tmp_path_factory):
-    """data/attributes and data/captions of all tests in this process."""
-    return tmp_path_factory.mktemp("measured")
+def offline_env():
+    """The environment of a process whose network is dead and whose home is empty."""
+    return {**os.environ}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The dead network, also where an earlier test has used a server."""
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies it began with
+
+
+def typed(command) -> tuple[str, list[str]]:
+    script, *flags = command if isinstance(command, list) else command.split()
+    return script, flags
 
 
 @pytest.fixture(scope="session")
-def warm(measured_once):
-    """warm(folder) puts what is measured of the embedded digits into its data/, if it has none."""
-    config = data_args(data_dir=measured_once)
-    pixels, labels = images.embedded_mnist("train")
-    them = tiny_clip.captions_of(config, pixels, labels)
-    encoder = load_clip("tiny", config, CPU)
-    run = argparse.Namespace(config=config, encoder=encoder, text_vectors={}, device=CPU)
-    Run.encode(run, them.sentences)
+def cli():
+    """cli("a4_full.py --n 3", folder, check=0) runs it as a user would; check: its exit code."""
 
-    def copy(folder):
-        for name in ("attributes", "captions"):
-            if not (Path(folder) / "data" / name).exists():
-                shutil.copytree(measured_once / name, Path(folder) / "data" / name)
-
-    return copy
-
-
-@pytest.fixture(scope="session", autouse=True)
-def share_what_is_measured(measured_once):
-    """Thickness and slant of the embedded digits, vectors of their captions: found by content, so
-    that the tests need not make them again and again.
-    """
-    kept = base.kept
-
-    def once(folder, *others):
-        shared = folder.name in ("attributes", "captions")
-        return kept(measured_once / folder.name if shared else folder, *others)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "kept", once)
-        patch.setattr(attributes, "kept", once)
-        yield
-
-
-@pytest.fixture(scope="session")
-def offline_env(tmp_path_factory):
-    """An environment whose network is dead at once and whose home is empty: no cache is used."""
-    dead = "http://127.0.0.1:9"
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead)
-    return (
-        os.environ
-        | proxies
-        | {"HOME": str(tmp_path_factory.mktemp("home")), "no_proxy": "", "NO_PROXY": ""}
-    )
-
-
-@pytest.fixture(scope="session")
-def cli(offline_env, warm):
-    """cli("a4_full.py --n 3", cwd, check=0) runs it as a user would and looks at its exit code."""
-
-    def run(command, cwd, check=0, env=None):
-        script, *flags = command if isinstance(command, list) else command.split()
-        line = [sys.executable, script if script == "-m" else str(ROOT / script), *flags]
-        if check == 0:
-            warm(cwd)
-        done = subprocess.run(
-            line,
-            cwd=cwd,
-            env=offline_env | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def run(command, cwd, check=0, env=None, script_folder=ROOT):
+        script, flags = typed(command)
+        start = [script] if script.startswith("-") else [str(script_folder / script)]
+        warm(cwd)
+        done = subprocess.run([sys.executable, *start, *flags], cwd=cwd, capture_output=True,
+                              text=True, env=os.environ | (env or {}), timeout=300)  # fmt: skip
         assert done.returncode == check, done.stderr
         return done
 
     return run
 
 
-def go_offline(patch, env):
-    """The dead network of offline_env for this process."""
-    for name in ("http_proxy", "https_proxy", "no_proxy", "HOME"):
-        patch.setenv(name, env[name])
-        if name != "HOME":
-            patch.delenv(name.upper(), raising=False)
-    patch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+@pytest.fixture(scope="session")
+def here():
+    """As cli, but in this process, which saves the seconds that importing torch takes."""
+
+    def run(command, cwd, check=0):
+        script, flags = typed(command)
+        module, code = importlib.import_module(script.removesuffix(".py")), 0
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(urllib.request, "_opener", None)
+            patch.chdir(cwd)
+            warm(cwd)
+            try:
+                module.main(flags)
+            except SystemExit as stop:
+                code = stop.code or 0
+                if isinstance(code, str):  # what Python itself does
+                    print(code, file=sys.stderr)
+                    code = 1
+        done = argparse.Namespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+        assert done.returncode == check, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def typed_here(here):
+    return here
+
+
+def only_error(done, *words) -> str:
+    """The one line of an error, in which all these words stand; no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    return lines[0]
 
 
 @pytest.fixture
-def offline(monkeypatch, offline_env):
-    go_offline(monkeypatch, offline_env)
+def coarse_figures(monkeypatch):
+    """With all that is in them, but of few pixels: for tests that make many and look at none."""
+    savefig = Figure.savefig
+
+    def coarse(*args, dpi=100, **others):
+        savefig(*args, dpi=dpi / 4, **others)
+
+    monkeypatch.setattr(Figure, "savefig", coarse)
 
 
-def no_answer(*_, **__):
-    """In place of downloads.ask(): a dead network, at once."""
-    raise downloads.NoAnswer
+# ── A finished run ──
+
+
+@pytest.fixture(scope="session")
+def finished(here, tmp_path_factory):
+    """A finished run at tiny size; -> the folder it was started in. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    here(TINY, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+
+
+def run_folder(folder, script="a4_full"):
+    return folder / "results" / "mnist" / script
+
+
+def last_of(folder, script="a4_full"):
+    return run_folder(folder, script) / "checkpoints" / "last.pt"
+
+
+def contents(folder):
+    """Path -> bytes of every file; locks, which are empty, are left out."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.suffix != ".lock"}
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+# ── Files as others make them ──
 
 
 def idx(array):
     """The IDX format of MNIST's and EMNIST's files: magic number, sizes, bytes."""
-    return (
-        struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
-        + array.astype("uint8").tobytes()
-    )
+    start = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    return start + array.astype("uint8").tobytes()
 
 
 # OpenAI's CLIP(...): ViT-B/32's text tower (77 tokens, width 512, 8 heads, 12 layers), 512 numbers
@@ -154,141 +213,45 @@ STAND_IN = 512, 32, 1, 64, 16, 77, 49408, 512, 8, 12
 
 def save_openai_clip(folder, geometry, archive=True):
     """Random weights in OpenAI's formats: a JIT archive with its extra buffers, a state dict."""
-    clip = import_clip()
     torch.manual_seed(0)
-    model = clip.model.CLIP(*geometry).eval()
-    size = geometry[1]
-    for name, value in {
-        "input_resolution": size,
-        "context_length": 77,
-        "vocab_size": 49408,
-    }.items():
+    model, size = clip_module("model").CLIP(*geometry).eval(), geometry[1]
+    extra = {"input_resolution": size, "context_length": 77, "vocab_size": 49408}
+    for name, value in extra.items():
         if hasattr(model, name):
             delattr(model, name)
         model.register_buffer(name, torch.tensor(value))
-    example = {
-        "encode_image": torch.zeros(1, 3, size, size),
-        "encode_text": torch.zeros(1, 77, dtype=torch.long),
-    }
-    clip.model.convert_weights(model.float())
-    extra = {"input_resolution", "context_length", "vocab_size"}
+    clip_module("model").convert_weights(model.float())
     state = {name: p for name, p in model.state_dict().items() if name not in extra}
     torch.save(state, folder / "state.pt")
     if archive:
+        image, text = torch.zeros(1, 3, size, size), torch.zeros(1, 77, dtype=torch.long)
+        example = {"encode_image": image, "encode_text": text}
         traced = torch.jit.trace_module(model, example, check_trace=False)
         torch.jit.save(traced, folder / "jit.pt")
 
 
-@pytest.fixture
-def coarse_figures(monkeypatch):
-    """With all that is in them, but of few pixels: for tests that draw many and look at none."""
-    savefig = Figure.savefig
-
-    def coarse(*args, dpi=100, **others):
-        savefig(*args, dpi=dpi / 4, **others)
-
-    monkeypatch.setattr(Figure, "savefig", coarse)
-
-
-@pytest.fixture
-def here(offline, monkeypatch, capfd):
-    """As cli, but in this process, which spares the seconds that importing torch takes."""
-
-    def run(command, cwd, check=0):
-        script, *flags = command if isinstance(command, list) else command.split()
-        monkeypatch.chdir(cwd)
-        module, code = importlib.import_module(script.removesuffix(".py")), 0
-        try:
-            common.cli(lambda: module.main(flags))
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        done = argparse.Namespace(
-            returncode=code, **dict(zip(("stdout", "stderr"), capfd.readouterr()))
-        )
-        assert done.returncode == check, done.stderr
-        return done
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def typed_here(offline_env):
-    """As here, for what tests share: typed_here("compare.py", folder) -> stdout and stderr."""
-
-    def run(command, cwd):
-        script, *flags = command.split()
-        module = importlib.import_module(script.removesuffix(".py"))
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            go_offline(patch, offline_env)
-            patch.chdir(cwd)
-            module.main(flags)
-        return argparse.Namespace(stdout=out.getvalue(), stderr=err.getvalue())
-
-    return run
-
-
 class Handler(http.server.SimpleHTTPRequestHandler):
-    truncate = None  # a file name served only half
-
     def log_message(self, *_):
         pass
 
     def copyfile(self, source, outputfile):
-        data = source.read()
+        data, half = source.read(), self.path.endswith(self.server.truncate or "\0")
         self.server.requests.append(self.path)
-        outputfile.write(
-            data[: len(data) // 2] if self.path.endswith(self.server.truncate or "\0") else data
-        )
+        outputfile.write(data[: len(data) // 2] if half else data)
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """An HTTP server on this machine: server.root is its folder, server.url its address."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)
+def server(tmp_path, offline):
+    """An HTTP server on this machine: .root is its folder, .url its address, .requests what was
+    asked for, .truncate a name that is served only half.
+    """
     root = tmp_path / "served"
     root.mkdir()
-    httpd = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=root)
-    )
+    handler = functools.partial(Handler, directory=root)
+    httpd = http.server.ThreadingHTTPServer((HERE, 0), handler)
     httpd.requests, httpd.truncate, httpd.root = [], None, root
-    httpd.url = f"http://127.0.0.1:{httpd.server_port}/"
+    httpd.url = f"http://{HERE}:{httpd.server_port}/"
     threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     yield httpd
     httpd.shutdown()
     httpd.server_close()
-
-
-# ── A finished run ──
-
-
-@pytest.fixture(scope="session")
-def finished(typed_here, tmp_path_factory):
-    """A finished run at tiny size; -> the folder it was started in. Copy it before changing it."""
-    folder = tmp_path_factory.mktemp("finished")
-    typed_here(TINY, folder)
-    return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
-def run_folder(folder, script="a4_full"):
-    return folder / "results" / "mnist" / script
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))

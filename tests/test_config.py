@@ -1,0 +1,198 @@
+"""Flags: what is accepted, what is refused in one line, and what --help says."""
+
+import ast
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from conftest import ROOT, contents, last_of, only_error
+
+import a4_full
+import common
+from kit.files import UserError
+
+SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan", "cvae"
+
+WRONG = {  # flags -> words of the one line
+    "--lr nan": ("--lr nan", "finite"),
+    "--lr inf": ("--lr inf", "finite"),
+    "--eta -1": ("--eta -1", "not negative"),
+    "--lr fast": ("--lr", "fast"),
+    "--scale -1 --prompt 7": ("--scale -1",),
+    "--scales 1 nan": ("--scales nan",),
+    "--scales": ("--scales",),
+    "--scales 1,2": ("--scales", "1,2"),
+    "--train-steps 0": ("--train-steps 0", "at least 1"),
+    "--train-steps 2.5": ("--train-steps", "2.5"),
+    "--batch-size 0": ("--batch-size 0",),
+    "--samples 0": ("--samples 0",),
+    "--sample-steps 0": ("--sample-steps 0",),
+    "--n 0 --prompt 7": ("--n 0",),
+    "--widths 8": ("--widths",),
+    "--patch 3": ("--patch", "3"),
+    "--interval 700 350": ("--interval", "lower"),
+    "--promt 7": ("--promt", "--help"),
+    "--device banana": ("--device banana",),
+    "--device cuda:99": ("--device cuda:99",),
+    "--dataset nowhere": ("nowhere", "mnist, emnist, quickdraw"),
+    "--dataset quickdraw --classes cat dogg": ("dogg", "dog"),
+    "--dataset quickdraw --classes cat": ("--classes",),
+    "--classes cat dog": ("--classes", "zero"),
+    "--emnist-split other": ("--emnist-split", "other"),
+    "--clip nowhere.pt --train-steps 2": ("nowhere.pt", "no such file"),
+    "--prompt=": ("--prompt", "readable"),
+    "--prompt": ("--prompt",),
+}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_a_wrong_flag_is_one_line_and_leaves_no_file(here, tmp_path, flags):
+    done = here(f"a4_full.py {flags}", tmp_path, check=1)
+    only_error(done, *WRONG[flags])
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout and not contents(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(here, tmp_path):
+    done = here("a4_full.py --device cuda", tmp_path, check=1)
+    only_error(done, "--device cuda cannot be used")
+
+
+def test_a_wrong_flag_typed_in_a_terminal_is_one_line_and_exit_code_1(cli, tmp_path):
+    done = cli("a1_cond.py --train-steps -3", tmp_path, check=1)
+    line = "error: --train-steps -3: it must be at least 1"
+    assert done.stderr.splitlines() == [line] and not done.stdout and not contents(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_flag_of_another_script_is_refused(here, tmp_path, script):
+    foreign = {
+        "a0_uncond": "--prompt 7",
+        "a1_cond": "--clip tiny",
+        "a2_clip": "--scales 1 2",
+        "cgan": "--sample-steps 3",
+        "cvae": "--eta 1",
+    }.get(script, "--gamma 1")
+    only_error(here(f"{script}.py {foreign}", tmp_path, check=1), foreign.split()[0], "--help")
+
+
+def test_lists_are_typed_with_blanks_and_other_types_as_they_are():
+    line = "--scales 1 2.5 3 --widths 48 96 --interval 0 1000 --out a/b --fresh --seed 7 --lr 1e-3"
+    config = a4_full.Config.parse(line.split())
+    assert config.scales == (1.0, 2.5, 3.0) and config.widths == (48, 96)
+    assert config.interval == (0, 1000) and config.out == Path("a/b")
+    assert config.fresh is True and config.seed == 7 and config.lr == 1e-3
+    assert config.choices()["widths"] == [48, 96] and config.choices()["out"] == "a/b"
+    config = a4_full.Config.parse("--dataset quickdraw --classes cat rainbow".split())
+    assert config.classes == ("cat", "rainbow")
+
+
+def test_defaults_are_those_of_the_file():
+    config = a4_full.Config.parse([])
+    assert config == a4_full.Config() and config.dataset == "mnist" and config.prompt is None
+    assert config.folder == Path("results/mnist/a4_full") and len(config.classes) == 10
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = a4_full.Config.parse(["--out", "~/runs", "--data-dir=~/data"])
+    assert (config.out, config.data_dir) == (tmp_path / "runs", tmp_path / "data")
+
+
+def test_a_learners_plain_fields_are_flags_too():
+    """A field needs a type and a default, nothing else."""
+
+    @dataclass
+    class Config(common.Config):
+        """My choices."""
+
+        strength: float = 0.5  # my own
+        layers: int = 2  # how many
+        kind: Literal["sum", "mean"] = "sum"  # of pooling
+        on: bool = True  # a switch
+        sizes: tuple[int, ...] = (1, 2)  # some
+
+    line = "--strength 2 --layers 3 --kind mean --no-on --sizes 4 5 6"
+    config = Config.parse(line.split())
+    assert (config.strength, config.layers, config.kind, config.on) == (2.0, 3, "mean", False)
+    assert config.sizes == (4, 5, 6) and not config.has("prompt") and config.has("strength")
+    for wrong in ("--strength nan", "--layers 1.5", "--kind other", "--layers -1"):
+        with pytest.raises(UserError):
+            Config.parse(wrong.split())
+
+
+def test_the_arguments_of_a_notebooks_kernel_are_not_ours(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/colab_kernel_launcher.py", "-f", "/x/kernel.json"])
+    assert a4_full.Config.parse() == a4_full.Config()
+    assert a4_full.Config.parse(["--prompt", "7", "--n", "3"]).n == 3
+
+
+def comments_of(path: Path) -> dict[str, str]:
+    """Field -> its comment, for all classes of choices in a file."""
+    text = path.read_text(encoding="utf-8")
+    lines, found = text.splitlines(), {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and "Config" in node.name:
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign):
+                    found[field.target.id] = lines[field.end_lineno - 1].split("  # ")[1]
+    return found
+
+
+def squeezed(text: str) -> str:
+    """Without what wrapping and boxes add."""
+    return re.sub(r"[\s│─╭╮╰╯-]", "", text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_each_flag_with_the_comment_of_its_field(here, tmp_path, script):
+    module = importlib.import_module(script)
+    done = here(f"{script}.py --help", tmp_path)
+    comments = comments_of(ROOT / "kit" / "config.py") | comments_of(ROOT / f"{script}.py")
+    fields = module.Config.__dataclass_fields__
+    assert {*fields} <= {*comments} and "train_steps" in fields
+    for name in fields:
+        assert f"--{name.replace('_', '-')}" in done.stdout, name
+        assert squeezed(comments[name]) in squeezed(done.stdout), name
+    title = module.__doc__.splitlines()[0]
+    assert squeezed(title) in squeezed(done.stdout) and not done.stderr
+
+
+# ── What a run that exists allows ──
+
+RUN = "a4_full.py --clip tiny --train-steps 60 --batch-size 16"
+REFUSED = {  # another value -> the choice and both values
+    "--seed 1": ("seed 0, not 1",),
+    "--lr 0.1": ("lr 0.005, not 0.1",),
+    "--widths 16 32": ("widths [32, 64], not [16, 32]",),
+    "--p-uncond 0.2": ("p_uncond 0.1, not 0.2",),
+    "--train-steps 70": ("train_steps 60, not 70",),
+    "--batch-size 8": ("batch_size 16, not 8",),
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_other_choices_of_training_are_refused_in_a_line_with_both_values(copy, here, flags):
+    before = contents(copy)
+    done = here(f"{RUN} {flags}", copy, check=1)
+    only_error(done, "was trained with", *REFUSED[flags], "--fresh")
+    assert len(done.stderr.splitlines()) == 1 and contents(copy) == before
+
+
+def test_so_are_other_choices_with_a_prompt_and_another_clip(copy, here):
+    before, other = contents(copy), copy / "other.pt"
+    only_error(here("a4_full.py --prompt 7 --widths 16 32", copy, check=1), "[32, 64], not [16,")
+    state = torch.load(ROOT / "assets" / "tiny_clip.pt", weights_only=True)
+    torch.save({name: x * 2 if name == "text_projection" else x for name, x in state.items()}, other)
+    checkpoint = torch.load(last_of(copy), weights_only=True)
+    torch.save(checkpoint | {"step": 40}, last_of(copy))
+    done = here(f"{RUN} --clip other.pt", copy, check=1)
+    only_error(done, "text_encoder_crc32", "--fresh")
+    other.unlink()
+    torch.save(checkpoint, last_of(copy))
+    assert contents(copy).keys() == before.keys()

@@ -1,0 +1,78 @@
+"""The scripts train the same weights and generate the same pixels, bit for bit, as on 2026-11-28.
+
+golden.json holds CRC-32 of both after 20 steps, with 20 samples: whatever changes one of them
+changes the published numbers too. tests/long.py tries all seven scripts and the whole command.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
+# One thread, and none of what only some processors can do: they round differently.
+EXACT = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41",
+         "MKL_CBWR": "COMPATIBLE", "PYTHONPATH": str(ROOT)}  # fmt: skip
+CODE = """
+import importlib, sys, torch
+torch.cpu.get_capabilities = dict  # no bfloat16
+import common
+from kit import samples
+def only_samples(run, draw, *_):
+    run.begin()
+    samples.save_samples(run, draw)
+    run.lock.release()
+if {brief}: common.save_outputs = only_samples
+for script in sys.argv[1:]:
+    flags = ["--train-steps", "20", "--samples", "20"]
+    clip = [] if script in ("a0_uncond", "a1_cond") else ["--clip", "tiny"]
+    importlib.import_module(script).main([*flags, *clip])
+"""
+
+
+def crc32_of(state: dict[str, torch.Tensor]) -> int:
+    crc32 = 0
+    for name in sorted(state):
+        crc32 = zlib.crc32(np.ascontiguousarray(state[name].numpy()).tobytes(), crc32)
+    return crc32
+
+
+def train(folder: Path, scripts: list[str], brief: bool) -> None:
+    """brief: without the pictures, which take as long as the rest."""
+    line = [sys.executable, "-c", CODE.format(brief=brief), *scripts]
+    done = subprocess.run(line, cwd=folder, env=os.environ | EXACT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def differences(folder: Path, script: str) -> list[str]:
+    """What of this script's run in folder is not as it was."""
+    run, found = folder / "results" / "mnist" / script, {}
+    checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    for name in {"model", "ema", "discriminator"} & {*checkpoint}:
+        found[name] = crc32_of(checkpoint[name])
+    with np.load(run / "images" / "samples.npz") as table:
+        images, kinds, scales = (table[name] for name in ("images", "kind", "scale"))
+    for kind, scale in {*zip(kinds.tolist(), scales.tolist())}:
+        pixels = images[(kinds == kind) & (scales == scale)]
+        found[f"{kind}, scale {scale}"] = zlib.crc32(pixels.tobytes())
+    return [name for name, value in GOLDEN["scripts"][script].items() if found.get(name) != value]
+
+
+@pytest.mark.skipif(
+    torch.__version__.split("+")[0] != GOLDEN["torch"] or platform.machine() != "x86_64",
+    reason=f"golden.json was made by torch {GOLDEN['torch']} on x86_64; others may round differently",
+)
+def test_weights_and_samples_are_the_same_bit_for_bit(tmp_path):
+    scripts = ["a1_cond", "cvae"]
+    train(tmp_path, scripts, brief=True)
+    assert {script: differences(tmp_path, script) for script in scripts} == {
+        script: [] for script in scripts
+    }

@@ -69,9 +69,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        gain, shift = self.modulation(condition)[:, :, None, None].chunk(
-            2, dim=1
-        )  # (B, c_out, 1, 1) each
+        modulation = self.modulation(condition)[:, :, None, None]  # (B, 2 c_out, 1, 1)
+        gain, shift = modulation.chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + gain) + shift))
         return self.skip(x) + h
 

@@ -211,7 +211,7 @@ def settings_of(runs: list[dict], uses: list[str], out: Path) -> pd.DataFrame:
     others = [name for name in differ[differ].index if name not in {*FREE, *SETTINGS}]
     table = table.reindex(columns=[*SETTINGS, *others], fill_value="–").replace("nan", "–")
     table.insert(0, "run", [run["folder"].relative_to(out).as_posix() for run in runs])
-    table.insert(1, "in", uses)
+    table.insert(1, "used in", uses)
     return table
 
 

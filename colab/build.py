@@ -1,8 +1,8 @@
-"""Write the notebooks: one for each model, and one for the comparison; each needs no other file.
+"""Write the notebooks: one for each script and one for the comparison; each needs no other file.
 
 Command   python colab/build.py        after every change of a script or of kit/; needs nbformat
-Cells     the script's sections under headings; before them, folded, the plumbing as %%writefile
-          cells of whole files: edit one, run it again, restart, and the edit is used
+Cells     the script's sections under headings; before them, folded, the modules that it loads as
+          %%writefile cells of whole files: edit one, run it again and restart to use the edit
 """
 
 import ast
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTALL = """\
 import os
 
-%pip install -q clip-anytorch ftfy regex tabulate
+%pip install -q clip-anytorch ftfy regex tabulate tyro joblib
 os.makedirs("kit", exist_ok=True)"""
 NEEDS = """This notebook needs no other file, but internet: it fetches MNIST and OpenAI's CLIP
 (350 MB), so its numbers will differ from those above. The repository's docs explain the rest."""
@@ -43,23 +43,40 @@ def read(name: str) -> str:
 MODELS = [x.stem for x in sorted(ROOT.glob("*.py")) if "(common.Config):" in read(x.name)]
 
 
+def loaded(names: list[str]) -> list[str]:
+    """Files of this repository -> these and all that they can import, also inside functions."""
+    found = []
+    for name in names:
+        if name in found:
+            continue
+        imports = [x for x in ast.walk(ast.parse(read(name))) if isinstance(x, ast.ImportFrom)]
+        imports = [
+            alias.name if x.module == "kit" else x.module for x in imports for alias in x.names
+        ]
+        modules = re.findall(r"^import (common|evaluate)\b", read(name), re.M)
+        files = [f"{module}.py" for module in modules]
+        files += [f"kit/{x.removeprefix('kit.')}.py" for x in imports]
+        found += [name, *loaded([file for file in files if (ROOT / file).is_file()])]
+    return [*dict.fromkeys(found)]
+
+
 def head(title: str, doc: str, files: list[str]) -> list:
     """The first cells of every notebook."""
     intro = new_markdown_cell(f"# {title}\n\n```\n{doc}\n```\n\n{NEEDS}")
-    kit = sorted(f"kit/{path.name}" for path in (ROOT / "kit").glob("*.*"))
     cells, hidden = [], {"jupyter": {"source_hidden": True}, "cellView": "form"}
-    for name in ["common.py", *kit, *files]:
+    for name in files:
         cells.append(new_code_cell(f"%%writefile {name}\n{read(name)}", metadata=hidden))
     return [intro, new_code_cell(INSTALL), new_markdown_cell(FOLDED), *cells]
 
 
 def of_model(name: str) -> list:
     source = read(f"{name}.py").split('if __name__ == "__main__":')[0]
+    files = loaded([f"{name}.py"])[1:] + ["kit/tiny_clip.py"] * ("    clip: " in source)
     doc = ast.get_docstring(ast.parse(source))
     first, *parts = re.split(r"^# ── (.+?) ─+$", source.split('"""', 2)[2], flags=re.M)
     names = f'__file__ = "{name}.py"  # names the folder of its results\n'
     names += f'__doc__ = "{doc.splitlines()[0]}"'
-    cells = [*head(f"{name}.py", doc, []), new_code_cell(names)]
+    cells = [*head(f"{name}.py", doc, sorted(files)), new_code_cell(names)]
     for heading, text in [("Imports", first), *zip(parts[::2], parts[1::2])]:
         cells += [new_markdown_cell(f"## {heading}"), new_code_cell(text.strip("\n"))]
     cells += [new_markdown_cell(TRAIN), new_code_cell('main(["--dataset", "mnist"])')]
@@ -70,7 +87,8 @@ def of_model(name: str) -> list:
 
 
 def of_comparison() -> list:
-    files = [f"{name}.py" for name in (*MODELS, "evaluate", "compare")]
+    files = loaded([f"{name}.py" for name in (*MODELS, "compare")])
+    files += sorted(f"kit/{path.name}" for path in (ROOT / "kit").glob("report.*"))
     cells = head("All models side by side", ast.get_docstring(ast.parse(read("compare.py"))), files)
     cells.append(new_markdown_cell(TRAIN))
     for name in (*MODELS, "compare"):

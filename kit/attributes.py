@@ -91,10 +91,10 @@ def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
         *words, q = WORDS[measure]
         known = value[~np.isnan(value)]
         low, high = np.quantile(known, [q, 1 - q]) if len(known) else (0.0, 0.0)
-        if min((value < low).mean(), (value > high).mean()) < LEAST:
-            say(f"{config.dataset}: no prompts with {words}, since the images hardly differ in it")
-        elif names & {*" ".join(words).split()}:
-            say(f"{config.dataset}: no prompts with {words}, since a class has such a name")
+        alike = min((value < low).mean(), (value > high).mean()) < LEAST
+        if alike or names & {*" ".join(words).split()}:
+            why = f"the images hardly differ in {measure}" if alike else "a class has such a name"
+            say(f"{config.dataset}: no prompts with {' and '.join(words)}, since {why}")
         else:
             chosen[measure] = dict(zip(words, (float(low), float(high))))
     return chosen

@@ -25,7 +25,7 @@ PATIENCE = 15  # seconds to wait for a host
 
 
 class UserError(SystemExit):
-    """A problem that the user can fix: Python prints it as one line and exits with code 1."""
+    """A problem that the user can fix: Python prints one line and exits with code 1."""
 
     def __init__(self, text: str):
         self.text = text.replace("\r", "\\r").replace("\n", "\\n")
@@ -116,18 +116,14 @@ def memory(folder: Path) -> Memory:
     return Memory(folder / "cache" if writable else None, verbose=0)
 
 
-def lock(path: Path, wait: bool = True) -> FileLock:
-    """-> path's lock, held until .release() or the end of this process. UserError if not wait, and
-    another process has it.
-    """
+def lock(path: Path) -> FileLock:
+    """-> path's lock, until .release() or the end of this process. UserError if it is taken."""
     with writing(path):
         held = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True, thread_local=False)
-        with contextlib.suppress(Timeout):
+        try:
             return held.acquire(timeout=0).lock
-        if not wait:
-            raise UserError(f"another process is using {path}; wait until it ends")
-        say(f"waiting for another process, which is making {path}")
-        return held.acquire().lock
+        except Timeout:
+            raise UserError(f"another process is using {path}; wait until it ends") from None
 
 
 @contextlib.contextmanager
@@ -158,12 +154,9 @@ def network(url: str):
 
 def download(url: str, path: Path, sha256: str) -> Path:
     """Download url to path unless it is there. sha256: the first digits of its hash, checked."""
-    held = None if path.exists() else lock(path)  # another process may be at it
     if not path.exists():
-        with network(url):
+        with writing(path), network(url):
             torch.hub.download_url_to_file(url, str(path), sha256, progress=RANK == 0)
-    if held:
-        held.release()
     with reading(path, "move it away, and it is downloaded again"):
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
             raise ValueError("its SHA-256 is not the expected one")

@@ -1,7 +1,4 @@
-"""Pictures of one's own: a folder with a subfolder for each class, as torchvision's ImageFolder.
-
-They become grey, light on dark, 28 x 28. Every tenth picture of a class is held out.
-"""
+"""A folder of pictures, a subfolder for each class: they become grey, light on dark, 28 x 28."""
 
 import re
 import unicodedata
@@ -30,10 +27,10 @@ def pictures(config) -> list[np.ndarray]:
             raise UserError(f"{config.dataset}: {found}; {len(broken)} are broken {broken[:3]}")
     pixels = np.concatenate([*groups.values()])
     inverted = frame(pixels).mean() > pixels.mean()
-    counts = ", ".join(f"{name} ({len(group)})" for name, group in groups.items())
-    how = ", inverted to light on dark" if inverted else ""
-    out = f"; {len(broken)} broken ones left out, such as {broken[0]}" if broken else ""
-    say(f"{config.dataset}: pictures of {counts}{how}{out}")
+    text = ", ".join(f"{len(group)} of {name}" for name, group in groups.items())
+    text += ", inverted to light on dark" if inverted else ""
+    text += f"; {len(broken)} broken ones are left out, such as {broken[0]}" if broken else ""
+    say(f"{config.dataset}: {text}")
     return [255 - group if inverted else group for group in groups.values()]
 
 

@@ -18,7 +18,7 @@ from kit.captions import combinations, words_of
 from kit.data import load_dataset, to_images, to_pixels
 from kit.files import RANK, save_arrays, save_file, say
 from kit.run import Run, sampled_alike
-from kit.samples import generate, generators_of, load_samples, save_samples
+from kit.samples import PLAIN, generate, generators_of, load_samples, save_samples
 
 # Okabe & Ito: to be told apart by colour-blind eyes too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"
@@ -217,7 +217,7 @@ def save_samples_picture(run: Run) -> None:
     """samples.png: ten images of each class, at the middle one of the scales."""
     config, table = run.config, load_samples(run.images / "samples.npz")
     scale, names = sorted(config.scales)[len(config.scales) // 2], config.classes
-    plain = np.isin(table["kind"], ("trained", "unconditional")) & (table["scale"] == scale)
+    plain = np.isin(table["kind"], PLAIN) & (table["scale"] == scale)
     shown = shown_classes(len(names), plain.sum())
     order = (np.arange(10)[:, None] * len(names) + shown).flatten()
     pixels = table["images"][plain][order[order < plain.sum()]]

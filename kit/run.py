@@ -51,7 +51,8 @@ class Run:
                     raise ValueError("it was made by an earlier version")
                 self.rows = self.checkpoint["losses"]
         if not self.step and config.prompt is not None:
-            raise nothing_trained(config)
+            first = f"python {config.script}.py --dataset {config.dataset}"
+            raise UserError(f"nothing is trained in {self.folder}; first: {first}")
         if processes.mean([self.step]) != [self.step]:
             raise UserError(f"{self.last} differs between the machines; copy it to all of them")
         if config.clip == "auto":
@@ -63,12 +64,10 @@ class Run:
         """UserError if the run on disk was trained with other values."""
         for name, value in values.items():
             old = self.saved.get(name, value)
-            if old != value and self.shipped:
-                raise nothing_trained(self.config)
             if old != value:
                 unlike = f"{name} {str(old)[:60]}, not {str(value)[:60]}"
                 remedy = "repeat its flags, choose another --out, or start over with --fresh"
-                raise UserError(f"{self.folder} was trained with {unlike}; {remedy}")
+                raise UserError(f"{self.last} was trained with {unlike}; {remedy}")
 
     def load(self, **modules) -> None:
         """Restore modules (name -> module or optimiser) from the checkpoint."""
@@ -166,16 +165,16 @@ class Run:
 
     def begin(self) -> None:
         """Lock the folder, move an old run aside, delete outdated samples, write config.json."""
-        config, name = self.config, {}
+        config, encoder = self.config, {}
         if self.encoder is not None:
             self.facts["text_encoder_crc32"] = self.encoder.crc32
-            name["text_encoder"] = self.encoder.name
+            encoder["text_encoder"] = self.encoder.name  # it may have moved
         self.check(self.facts)
-        facts = facts_of(config, self.device) | self.saved | config.choices() | self.facts | name
-        self.saved = facts
+        self.saved = facts_of(config, self.device) | self.saved | config.choices()
+        self.saved |= self.facts | encoder
         if RANK > 0:
             return
-        self.lock = self.lock or files.lock(self.folder, wait=False)
+        self.lock = self.lock or files.lock(self.folder)
         if not self.step and (self.last.exists() or self.images.exists()):
             aside = self.folder.with_name(f".{self.folder.name}_{time.time():.2f}")
             self.folder.rename(aside)
@@ -186,11 +185,6 @@ class Run:
             (self.images / "film.npz").unlink(missing_ok=True)
         text = json.dumps(self.saved, indent=2).encode()
         files.save_file(self.folder / "config.json", lambda file: file.write(text))
-
-
-def nothing_trained(config: Config) -> UserError:
-    command = f"python {config.script}.py --dataset {config.dataset}"
-    return UserError(f"nothing is trained in {config.folder}; first: {command}")
 
 
 def sampled_alike(config: Config) -> bool:

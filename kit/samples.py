@@ -14,43 +14,44 @@ from kit.run import Run
 from kit.words import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 
 BATCH = 100  # images generated at a time
+COLUMNS = "labels", "prompts", "kind", "scale", "noise", "asked"
+PLAIN = "trained", "unconditional"  # prompts that name the class alone, or none
 
 
-def table_of(run: Run) -> dict[str, np.ndarray]:
-    """What is generated, an entry for each image: labels, prompts, kind, scale, noise, asked.
+def groups_of(run: Run) -> dict[tuple[str, float], list[tuple]]:
+    """(kind, guidance scale) -> COLUMNS of the images to generate.
 
     kind   trained: phrasings of the training, the class alone; held-out: 500 of other ones; words:
            all that prompts may ask for, a third as many at other scales than the default one;
            unconditional: of a script without text, labels -1
     noise  the number of the image's noise; asked: of each attribute -1 low, 1 high, 0 nothing
     """
-    config, rows, default = run.config, [], type(run.config).scale
+    config, groups, default = run.config, {}, type(run.config).scale
     words = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
     every = combinations(len(words))
 
-    def add(kind: str, scale: float, n: int, combination: tuple[int, ...]) -> None:
+    def add(kind: str, scale: float, n: int, asked: tuple[int, ...]) -> None:
         templates = HELDOUT_TEMPLATES if kind == "held-out" else TRAIN_TEMPLATES
-        texts = phrasings(config, templates, words_of(words, combination))
+        texts, rows = phrasings(config, templates, words_of(words, asked)), []
         for i in range(n):  # in turn of the classes, and of their phrasings
             label = i % len(texts)
             prompt = texts[label][i // len(texts) % len(texts[label])]
-            if kind == "unconditional":
-                label, prompt = -1, ""
-            rows.append((label, prompt, kind, scale, i, combination))
+            rows.append((label, prompt, kind, scale, i, asked))
+        groups.setdefault((kind, scale), []).extend(rows)
 
+    if not config.has("prompt"):
+        nothing = [(-1, "", "unconditional", 1.0, i, ()) for i in range(config.samples)]
+        return {("unconditional", 1.0): nothing}
     for scale in config.scales:
-        add("trained" if config.has("prompt") else "unconditional", scale, config.samples, every[0])
-    if config.has("prompt"):
-        add("held-out", default, min(500, config.samples), every[0])
+        add("trained", scale, config.samples, every[0])
+    add("held-out", default, min(500, config.samples), every[0])
     for scale in config.scales if words else ():
         n = max(1, config.samples // len(every) // (1 if scale == default else 3))
         if n > len(config.classes):  # as many of each class
             n -= n % len(config.classes)
-        for combination in every:
-            add("words", scale, n, combination)
-    names = "labels", "prompts", "kind", "scale", "noise", "asked"
-    table = dict(zip(names, map(np.array, zip(*rows))))
-    return table | {"scale": table["scale"].astype(float), "asked": table["asked"].astype(np.int8)}
+        for asked in every:
+            add("words", scale, n, asked)
+    return groups
 
 
 def generators_of(seed: int, numbers) -> list[torch.Generator]:
@@ -64,12 +65,8 @@ def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
 
 
 def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
-    """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first one.
-
-    numbers: of the noise of each image
-    """
-    prompts, parts, speeds = [str(prompt) for prompt in prompts], [], []
-    numbers = range(len(prompts)) if numbers is None else numbers
+    """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first one."""
+    numbers, parts, speeds = numbers or range(len(prompts)), [], []
     if run.encoder is not None:
         run.encoder.encode_text(prompts)  # it remembers them
     with progress(desc=title, total=len(prompts), unit="image") as bar:
@@ -83,33 +80,28 @@ def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
 
 
 def save_samples(run: Run, draw) -> None:
-    """Write samples.npz and performance.csv, unless they are there. An interrupted call resumes
-    after the last group: all images of one kind at one scale.
-    """
+    """Write samples.npz and performance.csv, unless they are there. Resumes after the last group."""
     path, partial = run.images / "samples.npz", run.images / ".samples.npz"
     if path.exists():
         return
-    table, images, speeds = table_of(run), np.zeros((0, 28, 28), np.uint8), np.zeros(0)
+    groups, images, speeds = groups_of(run), np.zeros((0, 28, 28), np.uint8), []
     if partial.exists():
         images, speeds = (load_samples(partial)[name] for name in ("images", "speeds"))
-    kinds, scales = table["kind"], table["scale"].tolist()
-    changes = (kinds[1:] != kinds[:-1]) | np.diff(table["scale"]).astype(bool)
-    starts = [0, *(np.flatnonzero(changes) + 1).tolist()]
-    for start, end in [*zip(starts, [*starts[1:], len(kinds)])][len(speeds) :]:
-        prompts, numbers = table["prompts"][start:end], table["noise"][start:end]
-        title = f"{kinds[start]}, scale {scales[start]:g}"
-        drawn, speed = generate(run, draw, prompts, scales[start], title, numbers)
-        images, speeds = np.concatenate([images, drawn]), np.append(speeds, speed)
-        save_arrays(partial, {"images": images, "speeds": speeds, "labels": table["labels"][:end]})
-    plain = ("trained", "unconditional")
-    rows = [performance(run, scales[i], x) for i, x in zip(starts, speeds) if kinds[i] in plain]
-    save_table(run.metrics / "performance.csv", rows)
-    save_arrays(path, table | {"images": images})
+    for (kind, scale), rows in [*groups.items()][len(speeds) :]:
+        _, prompts, _, _, numbers, _ = zip(*rows)
+        title = f"{kind}, scale {scale:g}"
+        drawn, speed = generate(run, draw, prompts, scale, title, numbers)
+        images, speeds = np.concatenate([images, drawn]), [*speeds, speed]
+        save_arrays(partial, {"images": images, "speeds": speeds, "labels": images[:, 0, 0]})
+    costs = [(scale, x) for (kind, scale), x in zip(groups, speeds) if kind in PLAIN]
+    save_table(run.metrics / "performance.csv", [performance(run, *cost) for cost in costs])
+    table = dict(zip(COLUMNS, map(np.array, zip(*sum(groups.values(), [])))))
+    save_arrays(path, {"images": images, **table, "asked": table["asked"].astype(np.int8)})
     partial.unlink()
 
 
 def load_samples(path: Path) -> dict[str, np.ndarray]:
-    """table_of(), and images uint8 (N, 28, 28). UserError if the file is damaged."""
+    """Images uint8 (N, 28, 28), and COLUMNS as in groups_of(). UserError if the file is damaged."""
     with reading(path, "delete it, and its script's command generates it again, without training"):
         arrays = load_arrays(path)
         if arrays["images"].shape != (len(arrays["labels"]), 28, 28):

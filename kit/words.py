@@ -56,15 +56,11 @@ def data_kind(config) -> str:
 
 def class_names(config) -> tuple[str, ...]:
     """The classes of config.dataset, in the order of their labels. UserError for bad names."""
-    if data_kind(config) == "mnist":
-        return DIGITS
-    if data_kind(config) == "emnist":
-        return tuple(EMNIST_SPLITS[config.emnist_split])
-    if data_kind(config) == "folder":
-        folder = Path(config.dataset).expanduser()
-        gone = not folder.is_dir() and config.classes  # a run on disk knows its classes
-        return config.classes if gone else tuple(class_folders(folder))
-    names = tuple(config.classes or DRAWINGS)
+    kind, names = data_kind(config), tuple(config.classes or DRAWINGS)
+    if kind == "folder":
+        return tuple(class_folders(Path(config.dataset).expanduser()))
+    if kind != "quickdraw":
+        return DIGITS if kind == "mnist" else tuple(EMNIST_SPLITS[config.emnist_split])
     known = CATEGORIES.read_text(encoding="utf-8").splitlines() if CATEGORIES.exists() else names
     for name in {*names} - {*known}:
         near = " or ".join(difflib.get_close_matches(name, known, 3, 0.5))

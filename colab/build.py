@@ -20,10 +20,9 @@ import os
 os.makedirs("kit", exist_ok=True)"""
 NEEDS = """This notebook needs no other file, but internet: it fetches MNIST and OpenAI's CLIP
 (350 MB), so its numbers will differ from those above. The repository's docs explain the rest."""
-FOLDED = (
-    "## Plumbing (folded)\n\nRun it in any case. Each cell writes a file; if you change one, run "
-)
-FOLDED += "it again and restart."
+FOLDED = """## Plumbing (folded)
+
+Run it in any case. Each cell writes a file; if you change one, run it again and restart."""
 TRAIN = "## Train\n\nAfter an interruption run the cell again, after a restart run all."
 SHOW = """\
 from glob import glob
@@ -44,20 +43,16 @@ MODELS = [x.stem for x in sorted(ROOT.glob("*.py")) if "(common.Config):" in rea
 
 
 def loaded(names: list[str]) -> list[str]:
-    """Files of this repository -> these and all that they can import, also inside functions."""
-    found = []
-    for name in names:
-        if name in found:
-            continue
-        imports = [x for x in ast.walk(ast.parse(read(name))) if isinstance(x, ast.ImportFrom)]
-        imports = [
-            alias.name if x.module == "kit" else x.module for x in imports for alias in x.names
-        ]
-        modules = re.findall(r"^import (common|evaluate)\b", read(name), re.M)
-        files = [f"{module}.py" for module in modules]
-        files += [f"kit/{x.removeprefix('kit.')}.py" for x in imports]
-        found += [name, *loaded([file for file in files if (ROOT / file).is_file()])]
-    return [*dict.fromkeys(found)]
+    """Files of this repository -> these and all that they import, also inside functions."""
+    found = [*names]
+    for name in found:  # which grows on the way
+        modules = re.findall(r"^ *from kit\.(\w+) import", read(name), re.M)
+        for listed in re.findall(r"^ *from kit import (.*)", read(name), re.M):
+            modules += listed.split(", ")
+        files = [f"kit/{module}.py" for module in modules]
+        files += [f"{x}.py" for x in re.findall(r"^import (common|evaluate)\b", read(name), re.M)]
+        found += [x for x in dict.fromkeys(files) if x not in found]
+    return found
 
 
 def head(title: str, doc: str, files: list[str]) -> list:

@@ -29,11 +29,10 @@ def load_dataset(config, split: str = "train") -> tuple[torch.Tensor, torch.Tens
         return mnist(config.data_dir, split)
     if kind == "emnist":
         return *emnist(config.data_dir, config.emnist_split, split), kind
-    if kind == "quickdraw":
-        return *every_tenth(quickdraw(config), split), kind
-    from kit.folder import pictures  # other data sets need no Pillow
+    from kit.folder import pictures  # digits need no Pillow
 
-    return *every_tenth(pictures(config), split), kind
+    groups = quickdraw(config) if kind == "quickdraw" else pictures(config)
+    return *every_tenth(groups, split), kind
 
 
 def to_images(pixels: torch.Tensor) -> torch.Tensor:

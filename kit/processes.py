@@ -29,13 +29,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def half(device: torch.device) -> torch.dtype | None:
-    """bfloat16 if the device is fast in it (compute capability 8, AVX-512 BF16, AMX), else None."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
-    fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """GPUs of compute capability 8 (from 2020 on), processors with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if fast else None
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
+    return device.type == "cpu" and bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def mean(values: list[float]) -> list[float]:

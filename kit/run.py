@@ -1,6 +1,5 @@
 """A run: its folder, its checkpoint, and the loop over its training steps."""
 
-import contextlib
 import json
 import math
 import shutil
@@ -89,8 +88,8 @@ class Run:
 
     def autocast(self):
         """In this block convolutions and matrix products use bfloat16, where that is fast."""
-        half = processes.half(self.device)
-        return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
+        fast = processes.has_fast_bfloat16(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
         """-> model; under torchrun a wrapper that averages its gradients over all processes."""
@@ -201,7 +200,7 @@ def facts_of(config: Config, device: torch.device) -> dict:
         revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     facts = {"script": config.script, "description": config.description, "family": config.family}
     facts |= {"git_revision": revision, "python": sys.version.split()[0], "device": str(device)}
-    facts |= {"processes": processes.COUNT, "autocast": str(processes.half(device))}
+    facts |= {"processes": processes.COUNT, "bfloat16": processes.has_fast_bfloat16(device)}
     return facts | {"packages": {name: metadata.version(name) for name in PACKAGES}}
 
 

@@ -1,17 +1,13 @@
 """A small CLIP, trained from scratch in minutes: the text encoder where OpenAI's cannot be had.
 
-Idea      Images and sentences about them meet in one space: what belongs together scores higher
-          than all the rest.
-Model     `clip.model.CLIP` itself at toy size, so this file and OpenAI's go through the same code.
-Targets   A batch holds many images and many captions of each class, and every such pair is right
-          (UniCL, Yang et al. 2022), not only the pairs of one image with one caption.
-Captions  Most are the class word among random tokens. From fixed sentences the text side learns
-          the sentences; among noise it can only learn to find the word, and so it understands
-          phrasings it never saw.
-Commands  python -m kit.tiny_clip --dataset pictures
-          makes the one that the scripts look for; assets/ has MNIST's
-          python -m kit.tiny_clip --dataset mnist --out my_clip.pt
-          makes another one; a script uses it with --clip my_clip.pt
+Idea      Images and captions meet in one space: what belongs together scores higher than the rest.
+Model     clip.model.CLIP itself at toy size, so that OpenAI's checkpoints use the same code.
+Targets   A batch holds many images and many captions of each class, and every fitting pair counts
+          (UniCL, Yang et al. 2022), not only the pairs of one image with its own caption.
+Captions  Most are the class word among random tokens. From fixed sentences the text side would
+          learn the sentences; among noise it learns to find the word, also in new sentences.
+Commands  python -m kit.tiny_clip --dataset pictures: the one that the scripts look for
+          python -m kit.tiny_clip --dataset mnist --out my_clip.pt: for --clip my_clip.pt
 Result    98.4 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
 """
 

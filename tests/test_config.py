@@ -51,7 +51,8 @@ WRONG = {  # flags -> words of the one line
 
 
 @pytest.mark.parametrize("flags", WRONG)
-def test_a_wrong_flag_is_one_line_and_leaves_no_file(here, tmp_path, flags):
+def test_a_wrong_flag_is_one_line_and_leaves_no_file(here, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(a4_full, "train", lambda *_: pytest.fail("it was accepted"))
     done = here(f"a4_full.py {flags}", tmp_path, check=1)
     only_error(done, *WRONG[flags])
     assert len(done.stderr.splitlines()) == 1 and not done.stdout and not contents(tmp_path)

@@ -33,6 +33,7 @@ FREE = "seed dataset out data_dir device fresh prompt n scale scales clip descri
 FREE = {*FREE.split(), "python", "packages", "text_encoder"}  # text_encoder_crc32 identifies it
 SETTINGS = "seed train_steps batch_size lr widths parameters sample_steps eta data_source"
 SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
+# Of config.json, for the rows of rows.csv.
 IN_ROWS = ["train_steps", "batch_size", "data_source", "image_count", "git_revision", "device"]
 METRICS = {  # column -> its title, how it is written; {}: the extractor
     "fid": ("FID ({})", "{:.3g}"),
@@ -115,7 +116,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def choices(run: dict, *besides: str) -> str:
-    """What must be alike in the seeds of one model, without the choices named."""
+    """All choices that the seeds of one model share, except those named, as text."""
     names = {*run["config"]} - FREE - {*besides}
     return json.dumps({name: run["config"][name] for name in sorted(names)})
 
@@ -145,7 +146,7 @@ class Model:
 
 
 class Comparison:
-    """The runs of a data set, and the numbers of those that stand in the tables and figures."""
+    """The runs of a data set, and the numbers that the tables and figures show."""
 
     def __init__(self, runs: list[dict], out: Path):
         first, uses = {}, []
@@ -181,7 +182,10 @@ class Comparison:
 
 
 def use_of(run: dict, first: dict, earlier: list[dict]) -> str:
-    """Where a run stands: in the tables, as earlier runs do, on the curve of steps, or nowhere."""
+    """-> "tables": a seed of its model; "steps": a point on the curves of sampling steps; or "–".
+
+    first: the first run of its script. earlier: the runs that are in the tables already.
+    """
     seeds = [x["config"]["seed"] for x in earlier if x["script"] == run["script"]]
     seed, steps = (run["config"].get(name) for name in ("seed", "sample_steps"))
     if choices(run) == choices(first) and seed not in seeds:
@@ -229,7 +233,7 @@ def scales_of(table: pd.DataFrame, guided: list[str]) -> pd.Series:
 
 
 def compared(it: Comparison) -> dict[str, pd.DataFrame]:
-    """Two tables with a row for each model and guidance scale, then real images and noise."""
+    """Two tables with a row for each model and guidance scale, and for real images and noise."""
     keys, columns = ["model", "scale"], {}
     groups = pd.concat([it.plain, it.real, it.noise]).groupby(keys, sort=False, dropna=False)
     head = pd.DataFrame({"n": groups["n"].first(), "seeds": groups["seed"].nunique()}).astype(str)
@@ -247,7 +251,7 @@ def compared(it: Comparison) -> dict[str, pd.DataFrame]:
 
 
 def obeyed(it: Comparison) -> pd.DataFrame:
-    """A row for each model and scale: the share as asked, and in brackets without asking."""
+    """A row for each model and scale: shares as asked, in brackets the shares without asking."""
     keys, columns = ["model", "scale"], {}
     asked = it.asked[it.asked["kind"] != "nothing"]
     for share, floor, by, title in (

@@ -6,7 +6,6 @@ Thickness and slant are measured as in Morpho-MNIST (Castro et al. 2019).
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 from kit.files import memory, progress, say
 from kit.words import data_kind
@@ -25,6 +24,8 @@ def thickness(pixels: np.ndarray) -> np.ndarray:
     """Mean width of the strokes in pixels: twice their distance to the background, where that is
     the largest among 8 neighbours.
     """
+    from scipy import ndimage  # takes 0.2 s, and a prompt needs none
+
     widths = np.full(len(pixels), np.nan)
     images = torch.tensor(pixels.copy())[:, None].float()
     large = F.interpolate(images, scale_factor=SCALE, mode="bicubic")[:, 0] >= 127.5

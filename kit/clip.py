@@ -133,9 +133,9 @@ def load_clip(config, device: torch.device) -> Clip:
             name = "tiny"
     path = tiny_path(config) if name == "tiny" else path
     if not path.is_file():
-        first = f"python -m kit.tiny_clip --dataset {config.dataset}"
-        remedy = f"train it first, in three minutes: {first}" if name == "tiny" else "no such file"
-        raise UserError(f"--clip {name}: {path} is missing; {remedy}")
+        first = f"train it (3 minutes): python -m kit.tiny_clip --dataset {config.dataset}"
+        first += ", with the same --classes, --emnist-split and --data-dir"
+        raise UserError(f"--clip: {path} is missing{f'; {first}' if name == 'tiny' else ''}")
     clip = Clip(name, path, device, config.data_dir)
     if clip.learned and [*clip.learned[1]] != [*config.classes]:
         raise UserError(f"{path} was trained for other classes: {', '.join(clip.learned[1][:5])}")

@@ -116,10 +116,9 @@ def compared(out, monkeypatch, dataset="mnist"):
 def tables_of(page):
     """-> each table as a list of rows, which are dicts."""
     found = []
-    for table in re.findall("<table.*?</table>", page, re.S):
-        head = re.findall("<th>(.*?)</th>", table)
-        cells = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[1:]]
-        found.append([dict(zip(head, map(html.unescape, row))) for row in cells])
+    for table in re.findall("<table.*?</table>", html.unescape(page), re.S):
+        head, rows = re.findall("<th>(.*?)</th>", table), table.split("<tr>")[1:]
+        found.append([dict(zip(head, re.findall("<td>(.*?)</td>", row))) for row in rows])
     return found
 
 

@@ -33,7 +33,6 @@ FREE = "seed dataset out data_dir device fresh prompt n scale scales clip descri
 FREE = {*FREE.split(), "python", "packages", "text_encoder"}  # text_encoder_crc32 identifies it
 SETTINGS = "seed train_steps batch_size lr widths parameters sample_steps eta data_source"
 SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
-# Of config.json, for the rows of rows.csv.
 IN_ROWS = ["train_steps", "batch_size", "data_source", "image_count", "git_revision", "device"]
 METRICS = {  # column -> its title, how it is written; {}: the extractor
     "fid": ("FID ({})", "{:.3g}"),
@@ -142,7 +141,7 @@ class Model:
         # Samples whose prompts name the class alone, in trained phrasings; those at one scale.
         self.plain = np.isin(self.samples["kind"], ("trained", "unconditional"))
         self.shown = self.plain & (self.samples["scale"] == self.scale)
-        self.conditioned = self.samples["labels"][0] >= 0
+        self.conditioned, self.seed = self.samples["labels"][0] >= 0, self.config["seed"]
 
 
 class Comparison:
@@ -287,10 +286,8 @@ def save_figures(it: Comparison, folder: Path) -> dict[str, Path]:
     saved = {"grid": figures.save_rows(here / "grid.png", it.classes, rows)}
     saved["loss"] = save_loss_plot(here / "loss.png", losses)
     for name, asked in it.asked.groupby("model"):
-        shares = asked[asked["seed"] == models[name].config["seed"]]
-        saved[f"asked_{name}"] = figures.save_words(
-            here / f"asked_{name}.png", models[name], shares
-        )
+        path, shares = here / f"asked_{name}.png", asked[asked["seed"] == models[name].seed]
+        saved[f"asked_{name}"] = figures.save_words(path, models[name], shares)
     for name, model in models.items():
         path = model.folder / "images" / "reconstructions.png"
         saved |= {f"reconstructions_{name}": path} if path.exists() else {}
@@ -390,8 +387,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = config.out / config.name
     save_numbers(it, folder / "compare" / "metrics")
     report = folder / "compare" / "report.html"
-    facts = {"dataset": config.name, "typed": config.dataset, "missing": missing}
-    save_report(report, it, save_figures(it, folder), **facts)
+    pictures, facts = save_figures(it, folder), {"dataset": config.name, "typed": config.dataset}
+    save_report(report, it, pictures, missing=missing, **facts)
     for name in missing:
         say(f"missing: {name} (python {name}.py --dataset {config.dataset})")
     print(report)

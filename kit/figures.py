@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from kit.captions import HELD_OUT, words_of
 from kit.files import load_arrays, reading
-from kit.pictures import COLORS, save_figure, save_grid, shown_classes
+from kit.pictures import COLORS, plain_log_scale, save_figure, save_grid, shown_classes
 from kit.words import with_words
 
 MARKERS = "os^Dv*X"
@@ -113,11 +112,8 @@ def save_speed(path: Path, rows: pd.DataFrame, guided: list[str], real: pd.Serie
     axes.axhline(real["fid"], color="grey", linestyle="--", label="real images")
     axes.set(xlabel="images generated per second (numbers: guidance scale)", xscale="log")
     axes.set(ylabel=f"FID ({real['extractor']})", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):  # matplotlib's own labels need text.parse_math
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    axes.grid(alpha=0.3)
+    plain_log_scale(axes.xaxis)
+    plain_log_scale(axes.yaxis)
     return save_with_legend(path, figure, "outside right upper")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from kit import words
 from kit.captions import combinations, words_of
@@ -35,23 +36,19 @@ def use_plain_style() -> None:
     warnings.filterwarnings("ignore", "Glyph .* missing from")
 
 
-def save_figure(path: Path, figure: Figure, **options) -> Path:
-    save_file(path, lambda file: figure.savefig(file, format="png", **options))
+def save_figure(path: Path, figure: Figure, **style) -> Path:
+    save_file(path, lambda file: figure.savefig(file, format="png", **style))
     return path
 
 
 def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3):
-    """pixels: images uint8 (28, 28), row by row, each so many inches wide.
-
-    titles stand over the columns, captions left of the rows.
-    """
+    """pixels: images uint8 (28, 28), row by row. titles of columns, captions of rows."""
     use_plain_style()
     rows = math.ceil(len(pixels) / columns)
     canvas = np.full((rows * columns, 30, 30), 255, np.uint8)  # white between the images
     canvas[: len(pixels), 1:-1, 1:-1] = pixels
     canvas = canvas.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(30 * rows, 30 * columns)
-    figure = Figure(figsize=(inches * columns, inches * rows), dpi=200)
-    axes = figure.add_axes((0, 0, 1, 1))  # what is outside is saved too: bbox_inches
+    axes = Figure(figsize=(inches * columns, inches * rows), dpi=200).add_axes((0, 0, 1, 1))
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     upright = 90 * (max(map(len, titles), default=0) > 20 * inches)
     middle = np.arange(max(rows, columns)) * 30 + 15
@@ -61,7 +58,7 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     axes.spines[:].set_visible(False)
     lines = textwrap.wrap(textwrap.shorten(title, 300), max(20, int(15 * inches * columns)))
     axes.set_title("\n".join(lines), fontsize=7)
-    save_figure(path, figure, bbox_inches="tight", pad_inches=0.05)
+    save_figure(path, axes.figure, bbox_inches="tight", pad_inches=0.05)  # text is outside
 
 
 def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
@@ -76,16 +73,25 @@ def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
         width, axes = min(15, len(loss)), panels[name != "loss"]
         axes.plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
-        label = model if name == "loss" else f"{model}, {name.replace('_', ' ')}"
+        label = f"{model}, {name.replace('_', ' ')}"
         axes.plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
-        axes.set(xlabel="training step", ylabel="loss (denoising: MSE of v)", yscale="log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
+        title = "denoising loss: MSE of v" if name == "loss" else "loss"
+        axes.set(xlabel="training step", ylabel=title, yscale="log")
+        plain_log_scale(axes.yaxis)
+    figure.legend(loc="outside right upper", fontsize=8)
     return save_figure(path, figure, dpi=150)
 
 
-def with_scale(text: str, guidance: bool, scale: float) -> str:
-    return f"{text}, guidance scale {scale:g}" if guidance else text
+def plain_log_scale(axis) -> None:
+    """Labels without mathematics, which parse_math has turned off."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+    axis.axes.grid(alpha=0.3)
+
+
+def with_scale(text: str, guided: bool, scale: float) -> str:
+    return f"{text}, guidance scale {scale:g}" if guided else text
 
 
 def shown_classes(classes: int, n: int) -> np.ndarray:
@@ -98,11 +104,11 @@ def complete(run: Run) -> bool:
     config, names = run.config, ["samples.npz", "samples.png", "denoising.png"]
     names += ["prompts.png"] * config.has("prompt") + ["film.npz"] * config.has("scales")
     names += ["reconstructions.png"] * (config.family == "VAE")
-    done = all((run.images / name).exists() for name in names) and sampled_alike(config)
-    if config.prompt is None and done and run.step == config.train_steps:
+    done = run.step == config.train_steps and config.prompt is None and sampled_alike(config)
+    done = done and all((run.images / name).exists() for name in names)
+    if done:
         say(f"{run.folder} is complete; --fresh starts over")
-        return True
-    return False
+    return done
 
 
 def save_outputs(run: Run, draw, reconstruct=None) -> None:
@@ -132,15 +138,14 @@ def save_prompt_picture(run: Run, draw) -> None:
     """--prompt: save a picture of --n images and print its path."""
     config, prompt = run.config, run.config.prompt
     if not words.names_a_class(config, prompt):
-        say(f"note: the prompt names no class, such as {words.class_words(config)[0][0]}")
+        say(f"note: the prompt names no class, such as {config.classes[0]}")
     if run.shipped:
         say(f"using {run.last}; python {config.script}.py trains weights of your own")
     if run.step < run.saved["train_steps"]:
         say(f"note: only {run.step} of {run.saved['train_steps']} training steps are done")
     pixels, _ = generate(run, draw, [prompt] * config.n, config.scale, "generating")
     slug = re.sub(r"\W+", "_", prompt.lower(), flags=re.ASCII)[:40].strip("_")
-    drawn_by = {name: config.choices()[name] for name in config.choices() if name != "samples"}
-    path = run.images / f"prompt_{slug}_{zlib.crc32(str(drawn_by).encode()):08x}.png"
+    path = run.images / f"prompt_{slug}_{zlib.crc32(str(config.choices()).encode()):08x}.png"
     title = with_scale(prompt, config.has("scales"), config.scale)
     save_grid(path, pixels, math.ceil(config.n**0.5), title, inches=0.6)
     print(path)
@@ -166,8 +171,7 @@ def save_prompts_picture(run: Run, draw) -> None:
     repeated = [prompt for prompt in prompts for _ in range(8)]
     pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
     captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
-    title = with_scale(run.config.script, run.config.has("scales"), scale)
-    title += "; * = a phrasing never trained on"
+    title = with_scale("* = a phrasing never trained on", run.config.has("scales"), scale)
     save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
 
@@ -206,8 +210,8 @@ def save_reconstructions(run: Run, reconstruct) -> None:
     chosen = torch.cat([(labels == label).nonzero()[:2, 0] for label in shown])
     pixels, labels = pixels[chosen], labels[chosen].tolist()
     texts = words.phrasings(config, words.TRAIN_TEMPLATES)
-    images = to_images(pixels).to(run.device)
-    images = reconstruct(images, [texts[label][0] for label in labels])
+    prompts = [texts[label][0] for label in labels]
+    images = reconstruct(to_images(pixels).to(run.device), prompts)
     titles, rows = [config.classes[label] for label in labels], ("held out", "reconstructed")
     strip, path = np.concatenate([pixels, to_pixels(images)]), run.images / "reconstructions.png"
     save_grid(path, strip, len(labels), config.script, titles, rows, inches=0.35)
@@ -222,6 +226,5 @@ def save_samples_picture(run: Run) -> None:
     order = (np.arange(10)[:, None] * len(names) + shown).flatten()
     pixels = table["images"][plain][order[order < plain.sum()]]
     titles = [names[label] for label in shown] if config.has("prompt") else []
-    inches = min(0.6, max(0.3, max(map(len, titles), default=0) / 18))  # so that titles fit
     title = with_scale(config.script, config.has("scales"), scale)
-    save_grid(run.images / "samples.png", pixels, len(shown), title, titles, inches=inches)
+    save_grid(run.images / "samples.png", pixels, len(shown), title, titles, inches=0.4)

@@ -164,13 +164,13 @@ class Run:
 
     def begin(self) -> None:
         """Lock the folder, move an old run aside, delete outdated samples, write config.json."""
-        config, encoder = self.config, {}
+        config, now = self.config, {"device": str(self.device)}
         if self.encoder is not None:
             self.facts["text_encoder_crc32"] = self.encoder.crc32
-            encoder["text_encoder"] = self.encoder.name  # it may have moved
+            now["text_encoder"] = self.encoder.name  # it may have moved
         self.check(self.facts)
         self.saved = facts_of(config, self.device) | self.saved | config.choices()
-        self.saved |= self.facts | encoder
+        self.saved |= self.facts | now
         if RANK > 0:
             return
         self.lock = self.lock or files.lock(self.folder)
@@ -199,7 +199,7 @@ def facts_of(config: Config, device: torch.device) -> dict:
     if (ROOT / ".git").exists() and shutil.which("git"):
         revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     facts = {"script": config.script, "description": config.description, "family": config.family}
-    facts |= {"git_revision": revision, "python": sys.version.split()[0], "device": str(device)}
+    facts |= {"git_revision": revision, "python": sys.version.split()[0]}
     facts |= {"processes": processes.COUNT, "bfloat16": processes.has_fast_bfloat16(device)}
     return facts | {"packages": {name: metadata.version(name) for name in PACKAGES}}
 

@@ -1,15 +1,14 @@
-"""The study behind the tables of docs/results.md: every script, its seeds, and five variants.
+"""The study behind the tables of docs/results.md: every script, three seeds, and some variants.
 
 Commands  python tests/study.py                   all that is missing; takes hours, can be stopped
           python tests/study.py --publish         its tables and pictures, into docs/ and assets/
 Writes    after each run its rows into docs/results/study.csv and asked.csv (with --commit, to git
-          too); runs under results/study/
-Again     a run is not made again if its rows are there for the same settings and code
+          too); runs are kept in results/study/
+Resumes   A run is not repeated if its rows are there for the same settings and code.
 """
 
 import ast
 import contextlib
-import dataclasses
 import datetime
 import importlib.util
 import io
@@ -23,23 +22,25 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
+import tyro
 from conftest import ROOT
 
 import compare
 import evaluate
-from kit.base import UserError, cli, save_table, say
-from kit.flags import Flags, flag, plain
-from kit.locks import alone
+from kit import tiny_clip
+from kit.clip import tiny_path
+from kit.files import UserError, lock, save_table, say
 
 PLACE, DATA = ROOT / "results" / "study", ROOT / "data"
 RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
-# What decides what is learned; what else a run needs (files, bars, messages) may change.
-DECIDES = "common", "kit/attributes", "kit/captions", "kit/datasets", "kit/muon"
+# These decide what is learned and generated. Files, bars and messages may change.
+DECIDES = "common", *(f"kit/{x}" for x in "attributes captions words muon samples".split())
 EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14
     "return F.mse_loss(model(x_t, t), v)": "return F.mse_loss(model(x_t, t), eps)",
     "x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4":
@@ -52,31 +53,34 @@ class Study:
     scripts: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     flags: str = "--dataset mnist"
-    embedded: bool = True  # what lies in assets/ is learned, whatever else there is
-    of: str = ""  # its runs are copies of this study's, drawn again
+    embedded: bool = True  # train on the embedded digits, even where MNIST is on disk
+    of: str = ""  # the study whose trained runs are copied and sampled again
 
 
-COPY = "--dataset mnist --scales 1"
-THREE = "--dataset quickdraw --classes cat,rainbow,train --per-class 1000"
+AGAIN = "--dataset mnist --scales"
+THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "mnist": Study(SEVEN),
+    "throughout": Study(("a4_full",), flags=f"{AGAIN} 2 3 --interval 0 1000", of="mnist"),
     "eps": Study(("a0_eps",)),
-    "no_ema": Study(("a4_full",), flags=COPY, of="mnist"),
-    "eta0": Study(("a4_full",), flags=f"{COPY} --eta 0", of="mnist"),
-    "steps6": Study(("a4_full",), flags=f"{COPY} --sample-steps 6", of="mnist"),
-    "steps50": Study(("a4_full",), flags=f"{COPY} --sample-steps 50", of="mnist"),
+    "no_ema": Study(("a4_full",), flags=f"{AGAIN} 1", of="mnist"),
+    "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),
+    "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
+    "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
 }
 
 
 @dataclass
-class Config(Flags):
-    studies: list[str] = flag((), f"which: {', '.join(STUDIES)} (all)", use="positional")
-    scripts: list[str] | None = flag(None, "of these alone")
-    seeds: list[int] | None = flag(None, "of these alone", 0)
-    publish: bool = flag(False, "write tables and pictures of what is measured, and run nothing")
-    commit: bool = flag(False, "commit the rows of each run")
+class Config:
+    """Train and measure what is missing."""
+
+    studies: tyro.conf.Positional[tuple[Literal[tuple(STUDIES)], ...]] = ()  # none: all of them
+    scripts: tuple[str, ...] = ()  # only these
+    seeds: tuple[int, ...] = ()  # only these
+    publish: bool = False  # write the tables and pictures of what is measured, and run nothing
+    commit: bool = False  # commit the rows of each run
 
 
 # ── One run ──
@@ -93,8 +97,10 @@ class Task:
         self.dataset = self.study.flags.split()[1]
         self.out = PLACE / self.name / f"seed{self.seed}"
         self.folder = self.out / self.dataset / self.script
-        self.flags = [*self.study.flags.split(), "--seed", str(self.seed), "--out", str(self.out)]
+        self.noted = self.folder.with_suffix(".key")
         self.data = ["--data-dir", str(DATA / "study" if self.study.embedded else DATA)]
+        self.flags = [*self.study.flags.split(), *self.data]
+        self.title = f"{self.name}, {self.script}, seed {self.seed}"
 
     def file(self) -> Path:
         """The script: one of ours, or a0 with two lines changed."""
@@ -109,46 +115,52 @@ class Task:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def module(self):
+    def config(self):
+        """The choices of the run, without its place and seed."""
         spec = importlib.util.spec_from_file_location(self.script, self.file())
         module = sys.modules[self.script] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module
+        return module.Config.parse(self.flags)
 
     def key(self) -> str:
-        """Differs where settings or code do that decide what is learned and drawn."""
-        choices = plain(dataclasses.asdict(self.module().Config.parse(self.flags)))
+        """Changes with the settings, code and text encoder that decide the samples."""
+        config = self.config()
+        if not tiny_path(config).exists():
+            tiny_clip.main(self.flags)
         free = compare.FREE - {"scales"}
-        choices = {name: value for name, value in choices.items() if name not in free}
-        files = [self.file(), *(ROOT / f"{name}.py" for name in DECIDES)]
-        code = "".join(code_of(path) for path in files)
+        choices = {name: x for name, x in config.choices().items() if name not in free}
+        choices["tiny_clip"] = zlib.crc32(tiny_path(config).read_bytes())
+        code = "".join(code_of(x) for x in (self.file(), *(ROOT / f"{x}.py" for x in DECIDES)))
         return f"{zlib.crc32(json.dumps(choices).encode()):08x}-{zlib.crc32(code.encode()):08x}"
 
     def run(self) -> None:
-        """Train and draw, or go on; a run on disk of other settings or code starts over."""
-        noted, key, env = self.folder.with_suffix(".key"), self.key(), dict(os.environ)
+        """Train and sample, or resume; a run of other settings or code starts over."""
+        key, env = self.key(), os.environ | {"PYTHONPATH": str(ROOT)}
         if self.study.embedded:
             env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-        if self.folder.exists() and not (noted.exists() and noted.read_text() == key):
+        if self.folder.exists() and not (self.noted.exists() and self.noted.read_text() == key):
             shutil.rmtree(self.folder)
         if self.study.of and not self.folder.exists():
             self.copy()
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        noted.write_text(key)
-        env["PYTHONPATH"] = str(ROOT)
-        has_clip = "clip" in self.module().Config.__dataclass_fields__
-        flags = [*self.flags, *self.data, *(["--clip", "tiny"] if has_clip else [])]
+        self.noted.parent.mkdir(parents=True, exist_ok=True)
+        self.noted.write_text(key)
+        flags = [*self.flags, "--seed", str(self.seed), "--out", str(self.out)]
+        flags += ["--clip", "tiny"] if self.config().has("clip") else []
         done = subprocess.run([sys.executable, self.file(), *flags], cwd=ROOT, env=env)
         if done.returncode:  # it has said why
-            raise UserError(f"{self.name}, {self.script}, seed {self.seed} is not complete")
+            raise UserError(f"{self.title} is not complete")
 
     def copy(self) -> None:
-        """The run of another study, without what it has drawn; for no_ema, with the last weights
-        in place of their mean.
+        """Take the trained run of another study; for no_ema, with the last weights as their mean.
+
+        UserError for a run of other code, and so for one of an earlier version.
         """
-        source = Task(self.study.of, self.script, self.seed).folder
-        left = shutil.ignore_patterns("samples*", "performance.csv", "judged*")
-        shutil.copytree(source, self.folder, ignore=left)
+        source = Task(self.study.of, self.script, self.seed)
+        if not (source.noted.exists() and source.noted.read_text() == source.key()):
+            first = f"python tests/study.py {source.name} --scripts {self.script}"
+            raise UserError(f"{self.title} needs {source.folder}, trained by this code: {first}")
+        left = shutil.ignore_patterns("images", "performance.csv", "judged.npz")
+        shutil.copytree(source.folder, self.folder, ignore=left)
         if self.name == "no_ema":
             last = self.folder / "checkpoints" / "last.pt"
             state = torch.load(last)
@@ -156,23 +168,32 @@ class Task:
 
     def measure(self) -> dict[str, pd.DataFrame]:
         """-> the rows of study.csv and of asked.csv."""
-        flags = ["--dataset", self.dataset, "--out", str(self.out), *self.data]
-        flags = [self.script, *flags, "--clip", "tiny", "--extractor", "judge"]
+        flags = [self.script, *self.flags[:2], *self.data, "--out", str(self.out), "--clip", "tiny"]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluate.main(flags)
-        run = compare.load_run(self.folder, self.dataset)
-        facts = {"study": self.name, "key": self.key(), "hardware": hardware()}
-        facts["date"] = str(datetime.date.today())
-        rows = compare.with_settings(run["rows"], run).rename(columns=compare.IN_CSV)
-        rows["seed"] = self.seed
-        asked = run["asked"].assign(seed=self.seed, study=self.name)
-        if not asked.empty:
-            asked["model"] = self.script
-        return {"study": rows.assign(script=self.script, **facts), "asked": asked}
+        run = compare.load_run(self.folder)
+        facts = {"script": self.script, "study": self.name, "key": self.key()}
+        facts |= {"hardware": hardware(), "date": str(datetime.date.today())}
+        rows = published(run["rows"], run["config"].get("interval")).assign(seed=self.seed, **facts)
+        asked = run["asked"].drop(columns="demand", errors="ignore")
+        return {"study": rows, "asked": asked.assign(seed=self.seed, study=self.name)}
+
+
+def published(rows: pd.DataFrame, interval: list[int] | None) -> pd.DataFrame:
+    """Rows of load_run() with the columns of the rows published before samples were one table:
+    phrasings (none, trained, held out) for kind, and guidance (none, throughout, t 350-700), so
+    that one file holds both.
+    """
+    low, high = interval or (0, 0)
+    guidance = "throughout" if low <= 1 and high >= 1000 else f"t {low}-{high}"
+    names = {"held-out": "held out", "unconditional": "none"}
+    rows = rows.assign(guidance="none", phrasings=rows["kind"].replace(names))
+    rows.loc[rows["scale"] > 1, "guidance"] = guidance
+    return rows.drop(columns="kind")
 
 
 def code_of(path: Path) -> str:
-    """Its syntax tree as text, without docstrings: comments and words change nothing."""
+    """Its syntax tree as text, without docstrings: comments and docstrings change nothing."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
@@ -182,7 +203,7 @@ def code_of(path: Path) -> str:
 
 
 def hardware() -> str:
-    """As /proc/cpuinfo names the processor, and how many threads work."""
+    """The processor, as /proc/cpuinfo names it, and the number of threads."""
     name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         name = re.search(r"model name\s*: (.*)", info.read_text())[1]
@@ -192,32 +213,45 @@ def hardware() -> str:
 # ── All runs ──
 
 
-def read(name: str) -> pd.DataFrame:
+def rows_of(name: str, task: Task) -> tuple[pd.DataFrame, pd.Series]:
+    """-> a table of RESULTS, and which of its rows are this task's."""
     path = RESULTS / f"{name}.csv"
-    return pd.read_csv(path, keep_default_na=True) if path.exists() else pd.DataFrame()
+    if not path.exists():
+        return pd.DataFrame(columns=["key"]), pd.Series(dtype=bool)
+    table = pd.read_csv(path)
+    who = table["script"] if "script" in table else table["model"]
+    same = (table["study"] == task.name) & (table["seed"] == task.seed)
+    return table, same & (who == task.script)
 
 
 def save(name: str, rows: pd.DataFrame, task: Task) -> None:
-    """Put the rows of a run in place of its earlier ones."""
-    table = read(name)
+    """Replace the rows of a run."""
+    table, same = rows_of(name, task)
     if len(table):
-        who = "script" if "script" in table else "model"
-        same = (table["study"] == task.name) & (table["seed"] == task.seed)
-        table = table[~(same & (table[who] == task.script))]
-    table = pd.concat([table, rows]).sort_values(["study", "seed"], kind="stable")
-    save_table(RESULTS / f"{name}.csv", table.to_dict("records"), "%.10g")
+        rows = pd.concat([table[~same], rows]).sort_values(["study", "seed"], kind="stable")
+    save_table(RESULTS / f"{name}.csv", rows, "%.10g")
 
 
-def there(task: Task) -> bool:
-    table = read("study")
-    if table.empty:
-        return False
-    same = (table["study"] == task.name) & (table["seed"] == task.seed)
-    return task.key() in {*table[same & (table["script"] == task.script)]["key"]}
+def perform(task: Task, commit: bool) -> None:
+    table, same = rows_of("study", task)
+    if task.key() in {*table["key"][same]}:
+        say(f"{task.title}: its rows are there")
+        return
+    say(task.title)
+    task.run()
+    for name, rows in task.measure().items():
+        if len(rows):
+            held = lock(PLACE / "rows")  # another process may work on other studies
+            save(name, rows, task)
+            held.release()
+    if commit:
+        subprocess.run(["git", "add", RESULTS], cwd=ROOT, check=True)
+        line = ["git", "commit", "-qm", f"Study: {task.title}", RESULTS]
+        subprocess.run(line, cwd=ROOT, check=True)
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = Config.parse(argv)
+    config = tyro.cli(Config, args=argv, description=__doc__)
     if config.publish:
         import publish  # beside this file
 
@@ -225,27 +259,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     for name in config.studies or STUDIES:
         study = STUDIES[name]
-        tasks = [Task(name, script, seed) for seed in study.seeds for script in study.scripts]
-        for task in tasks:
-            if task.script not in (config.scripts or study.scripts):
-                continue
-            if task.seed not in (config.seeds or study.seeds):
-                continue
-            what = f"{name}, {task.script}, seed {task.seed}"
-            if there(task):
-                say(f"{what}: its rows are there")
-                continue
-            say(what)
-            task.run()
-            for table, rows in task.measure().items():
-                if len(rows):
-                    with alone(PLACE / "rows", "the study's rows"):  # two may work on parts of it
-                        save(table, rows, task)
-            if config.commit:
-                subprocess.run(["git", "add", RESULTS], cwd=ROOT, check=True)
-                message = f"Study: {what}"
-                subprocess.run(["git", "commit", "-qm", message, RESULTS], cwd=ROOT, check=True)
+        for seed in [x for x in study.seeds if x in (config.seeds or study.seeds)]:
+            for script in [x for x in study.scripts if x in (config.scripts or study.scripts)]:
+                perform(Task(name, script, seed), config.commit)
 
 
 if __name__ == "__main__":
-    cli(main)
+    main()

@@ -189,7 +189,9 @@ def test_so_are_other_choices_with_a_prompt_and_another_clip(copy, here):
     before, other = contents(copy), copy / "other.pt"
     only_error(here("a4_full.py --prompt 7 --widths 16 32", copy, check=1), "[32, 64], not [16,")
     state = torch.load(ROOT / "assets" / "tiny_clip.pt", weights_only=True)
-    torch.save({name: x * 2 if name == "text_projection" else x for name, x in state.items()}, other)
+    torch.save(
+        {name: x * 2 if name == "text_projection" else x for name, x in state.items()}, other
+    )
     checkpoint = torch.load(last_of(copy), weights_only=True)
     torch.save(checkpoint | {"step": 40}, last_of(copy))
     done = here(f"{RUN} --clip other.pt", copy, check=1)

@@ -1,4 +1,4 @@
-"""The study's driver: rows after each run, nothing twice, a change of settings or code seen."""
+"""The study: rows after each run, nothing twice, a change of settings or code is noticed."""
 
 import argparse
 
@@ -7,7 +7,7 @@ import pytest
 import study
 from study import Study, Task
 
-from kit.base import UserError
+from kit.files import UserError
 
 SMALL = "--dataset mnist --train-steps 2 --batch-size 4 --samples 30"
 
@@ -15,10 +15,10 @@ SMALL = "--dataset mnist --train-steps 2 --batch-size 4 --samples 30"
 @pytest.fixture
 def small(monkeypatch, tmp_path, offline):
     studies = {"mnist": Study(("cvae",), (0, 1), SMALL), "other": Study(("cvae",), (0,), SMALL)}
+    studies["again"] = Study(("cvae",), (0,), SMALL, of="mnist")
     monkeypatch.setattr(study, "STUDIES", studies)
-    monkeypatch.setattr(study, "PLACE", tmp_path / "runs")
-    monkeypatch.setattr(study, "DATA", tmp_path / "data")
-    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    for name, path in (("PLACE", "runs"), ("DATA", "data"), ("RESULTS", ".")):
+        monkeypatch.setattr(study, name, tmp_path / path)
     return studies
 
 
@@ -32,7 +32,10 @@ def test_a_run_leaves_its_rows_and_is_not_made_again(small, capfd, monkeypatch):
     assert "mnist, cvae, seed 0" not in capfd.readouterr().err
     first, asked = rows(), rows("asked")
     assert {*first["model"]} == {"cvae", "real images", "noise"} and {*first["seed"]} == {1}
+    assert {*first["phrasings"]} == {"trained", "held out"} and {*first["guidance"]} == {"none"}
     assert {*first["script"]} == {*asked["model"]} == {"cvae"} and len(asked) == 9
+    known = pd.read_csv(study.ROOT / "docs" / "results" / "study.csv").columns
+    assert {*known} <= {*first}, "what the published rows have"
     for column in "extractor judge_crc32 hardware date git_revision n fid accuracy".split():
         assert first[first["model"] == "cvae"][column].notna().all(), column
     monkeypatch.setattr(Task, "run", lambda task: pytest.fail("it is there already"))
@@ -41,14 +44,22 @@ def test_a_run_leaves_its_rows_and_is_not_made_again(small, capfd, monkeypatch):
     assert rows().equals(first)
 
 
-def test_rows_take_the_place_of_earlier_ones_of_the_same_run_alone(small):
+def test_rows_replace_earlier_ones_of_the_same_run_alone(small):
     for name, seed, value in [("mnist", 0, 1), ("mnist", 1, 2), ("other", 0, 3), ("mnist", 0, 4)]:
         made = pd.DataFrame([{"study": name, "script": "cvae", "seed": seed, "fid": value}])
         study.save("study", made, Task(name, "cvae", seed))
     assert [*rows()["fid"]] == [4, 2]
 
 
-def test_the_key_tells_settings_and_code_but_not_words(small, monkeypatch, tmp_path):
+def test_new_rows_have_the_columns_of_the_published_ones():
+    table = pd.DataFrame({"kind": ["trained", "held-out", "unconditional"], "scale": [1, 2, 1]})
+    for interval, guidance in (([350, 700], "t 350-700"), ([0, 1000], "throughout")):
+        new = study.published(table, interval)
+        assert [*new["guidance"]] == ["none", guidance, "none"]
+    assert [*new["phrasings"]] == ["trained", "held out", "none"] and "kind" not in new
+
+
+def test_the_key_covers_settings_and_code_but_not_comments(small, monkeypatch, tmp_path):
     task = Task("mnist", "cvae", 0)
     key, text = task.key(), task.file().read_text()
     file = tmp_path / "cvae.py"
@@ -62,16 +73,20 @@ def test_the_key_tells_settings_and_code_but_not_words(small, monkeypatch, tmp_p
     assert Task("mnist", "cvae", 0).key() != key
 
 
-def test_a_run_of_other_settings_starts_over_and_a_killed_one_goes_on(small, monkeypatch):
+def test_a_run_of_other_settings_starts_over_and_a_killed_one_resumes(small, monkeypatch):
     task, called, done = Task("mnist", "cvae", 0), [], argparse.Namespace(returncode=0)
     monkeypatch.setattr(study.subprocess, "run", lambda x, **_: called.append(x) or done)
+    with pytest.raises(UserError, match="again, cvae, seed 0 needs .*trained by this code"):
+        Task("again", "cvae", 0).run()
     task.run()
     (task.folder / "checkpoints").mkdir(parents=True)
     task.run()
     assert (task.folder / "checkpoints").exists() and "--clip" in called[0]
+    Task("again", "cvae", 0).run()
+    assert (Task("again", "cvae", 0).folder / "checkpoints").exists(), "copied"
     small["mnist"].flags += " --beta 7"
     Task("mnist", "cvae", 0).run()
-    assert not task.folder.exists() and len(called) == 3
+    assert not task.folder.exists() and len(called) == 4
     done.returncode = 2
     with pytest.raises(UserError, match="mnist, cvae, seed 0 is not complete"):
         Task("mnist", "cvae", 0).run()

@@ -13,7 +13,7 @@ from typing import Literal
 import tyro
 
 from kit import words
-from kit.files import ROOT, UserError, load_tensors, reading
+from kit.files import ROOT, UserError, load_tensors, reading, say
 
 RETRAIN = "copy the file back from a backup, or train again with --fresh"
 COUNTS = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_class"}
@@ -23,16 +23,16 @@ COUNTS = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_clas
 class DataConfig:
     """What is learned. script: the file that defines the class; description: its first line."""
 
-    def __init_subclass__(cls):
-        module = sys.modules[cls.__module__]
-        cls.script = Path(getattr(module, "__file__", "notebook.py")).stem
-        cls.description = (module.__doc__ or "").strip().split("\n")[0]
-
     dataset: str = "mnist"  # mnist, emnist, quickdraw, or a folder with a subfolder for each class
     emnist_split: Literal["letters", "balanced", "byclass", "digits"] = "letters"  # part of EMNIST
     classes: tuple[str, ...] = ()  # of QuickDraw, such as cat rainbow train; none: ten of them
     per_class: int = 5000  # of QuickDraw: drawings of each class
     data_dir: Path = Path("data")  # where data sets and caches are kept
+
+    def __init_subclass__(cls):
+        module = sys.modules[cls.__module__]
+        cls.script = Path(getattr(module, "__file__", "notebook.py")).stem
+        cls.description = (module.__doc__ or "").strip().split("\n")[0]
 
     def __post_init__(self):
         """UserError for choices that would silently do harm."""
@@ -45,8 +45,9 @@ class DataConfig:
                     raise UserError(f"--{name.replace('_', '-')} {number}: it must be {wanted}")
         folder = Path(self.dataset).expanduser().resolve()
         self.name = self.dataset if self.dataset in words.DATASETS else folder.name
-        for path in (self.data_dir.resolve(), getattr(self, "out", self.data_dir).resolve()):
-            if self.dataset not in words.DATASETS and folder in (path, *path.parents):
+        for path in (self.data_dir, getattr(self, "out", None) or self.data_dir):
+            inside = folder in (path.resolve(), *path.resolve().parents)
+            if inside and self.dataset not in words.DATASETS:
                 raise UserError(f"{path} is inside the folder of pictures; choose another one")
         if self.dataset != self.name and self.name in words.DATASETS:
             raise UserError(f"--dataset {folder}: rename the folder, {self.name} is taken")
@@ -61,6 +62,7 @@ class DataConfig:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # no character fails to print
+        sys.excepthook = report
         if argv is None and "kernel_launcher" in sys.argv[0]:  # the arguments of a notebook
             argv = []
         name, message = f"{cls.script}.py", io.StringIO()
@@ -126,3 +128,13 @@ class Config(DataConfig):
         names = cls.__dataclass_fields__.keys() & trained.keys() - cls.FREE - {"seed"}
         known = {x: tuple(y) if isinstance(y := trained[x], list) else y for x in names}
         return super().parse(argv, default=cls(dataset=config.dataset, **known))
+
+
+def report(kind, error, trace) -> None:
+    """One line for Ctrl-C and for a lack of memory, else the traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        say("stopped; the same command (without --fresh) continues from the last checkpoint")
+    elif issubclass(kind, MemoryError) or "out of memory" in str(error):
+        say("error: out of memory; try a smaller --batch-size")
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -28,10 +28,10 @@ FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # of film.npz
 
 def use_plain_style() -> None:
     """The same figures whatever matplotlibrc a user has; Chinese, and a $ that is a $."""
-    names = {font.name for font in font_manager.fontManager.ttflist}
+    names = sorted({font.name for font in font_manager.fontManager.ttflist})
     asian = [name for name in names if re.search("CJK|Hei|Gothic|PingFang|Arial Unicode", name)]
     matplotlib.rcdefaults()
-    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(asian)]
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *asian]
     matplotlib.rcParams["text.parse_math"] = False
     warnings.filterwarnings("ignore", "Glyph .* missing from")
 
@@ -105,7 +105,7 @@ def complete(run: Run) -> bool:
     names += ["prompts.png"] * config.has("prompt") + ["film.npz"] * config.has("scales")
     names += ["reconstructions.png"] * (config.family == "VAE")
     done = run.step == config.train_steps and config.prompt is None and sampled_alike(config)
-    done = done and all((run.images / name).exists() for name in names)
+    done = done and all((run.images / name).exists() for name in ["../config.json", *names])
     if done:
         say(f"{run.folder} is complete; --fresh starts over")
     return done

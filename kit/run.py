@@ -47,7 +47,7 @@ class Run:
                 self.checkpoint = files.load_tensors(self.last)
                 self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
                 if "losses" not in self.checkpoint:
-                    raise ValueError("it was made by an earlier version")
+                    raise UserError(f"{self.folder} is of an earlier version: --fresh trains anew")
                 self.rows = self.checkpoint["losses"]
         if not self.step and config.prompt is not None:
             first = f"python {config.script}.py --dataset {config.dataset}"
@@ -94,7 +94,7 @@ class Run:
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
         """-> model; under torchrun a wrapper that averages its gradients over all processes."""
         if processes.COUNT > 1 and model not in self.replicas:
-            self.replicas[model] = DistributedDataParallel(model, broadcast_buffers=False)
+            self.replicas[model] = DistributedDataParallel(model)
         return self.replicas.get(model, model)
 
     def steps(self, **modules):
@@ -189,7 +189,7 @@ class Run:
 def sampled_alike(config: Config) -> bool:
     """Whether the samples on disk, if any, were generated with these choices."""
     path, now = config.folder / "config.json", config.choices()
-    saved = read_config(config.folder) if path.exists() else {}
+    saved = read_config(config.folder) if path.exists() else now
     return all(saved.get(name) == now[name] for name in config.SAMPLING & {*now})
 
 

@@ -68,6 +68,7 @@ def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
     """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first one."""
     numbers, parts, speeds = numbers or range(len(prompts)), [], []
     if run.encoder is not None:
+        run.check({"text_encoder_crc32": run.encoder.crc32})
         run.encoder.encode_text(prompts)  # it remembers them
     with progress(desc=title, total=len(prompts), unit="image") as bar:
         for i in range(0, len(prompts), BATCH):
@@ -80,7 +81,7 @@ def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
 
 
 def save_samples(run: Run, draw) -> None:
-    """Write samples.npz and performance.csv, unless they are there. Resumes after the last group."""
+    """Write samples.npz and performance.csv, unless they exist. Resumes after the last group."""
     path, partial = run.images / "samples.npz", run.images / ".samples.npz"
     if path.exists():
         return

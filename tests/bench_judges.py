@@ -2,23 +2,21 @@
 
 python tests/bench_judges.py --out results/study/mnist/seed0
 
-The same sample files and the same reference under the shipped judge, one trained with another seed,
-and one of another architecture -> docs/results/judges.csv. It takes MNIST's own files in
-data/MNIST/raw and ten minutes.
+The same samples and the same reference under the shipped judge, one trained with another seed, and
+one of another architecture -> docs/results/judges.csv. It takes MNIST's own files in data/MNIST/raw
+and ten minutes.
 """
 
-import sys
-from pathlib import Path
-
+import numpy as np
+import pandas as pd
+from conftest import ROOT
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import evaluate  # noqa: E402
-from kit import judge  # noqa: E402
-from kit.base import ROOT, cli, pick_device, save_table  # noqa: E402
-from kit.run import read_config  # noqa: E402
-from kit.samples import load_samples  # noqa: E402
+import evaluate
+from kit import judge
+from kit.files import save_table
+from kit.processes import pick_device
+from kit.samples import load_samples
 
 STEPS = 6000  # as the shipped one
 
@@ -38,48 +36,43 @@ class Deep(judge.Judge):
         self.append(nn.Sequential(*layers)).append(nn.Linear(128, classes))
 
 
-def rows(config: evaluate.Config, folders: list[Path]) -> list[dict]:
-    """The numbers that depend on the judge, a row for each sample file, real images last."""
-    evaluator, found = evaluate.Evaluator(config), []
-    real = {name: array[:2000] for name, array in evaluator.real.items()}
-    looks = []
-    for folder in folders:
-        run = read_config(folder)
-        for path in evaluate.sample_paths(folder):
-            arrays = dict(zip(("pixels", "labels", "prompts"), load_samples(path)))
-            phrasings = "held out" if "heldout" in path.name else "trained"
-            where = evaluate.scale_and_guidance(path, run)
-            head = {"model": folder.name, "phrasings": phrasings, **where, "seed": run["seed"]}
-            looks.append((head, evaluator.look(arrays, None)))
-    for head, look in [*looks, ({"model": "real images"}, evaluator.look(real, None))]:
-        row = {**head, "n": len(look["labels"]), **evaluator.distances(look["features"])}
-        if look["labels"].min() >= 0:
-            row["accuracy"] = (look["read"] == look["labels"]).mean()
-        found.append(row)
-    return found
+def rows_of(config: evaluate.Config, runs: dict) -> pd.DataFrame:
+    """The numbers that depend on the judge, a row for each group of samples, real images last."""
+    evaluator, groups, rows = evaluate.Evaluator(config), [], []
+    for folder, run in runs.items():
+        samples, head = load_samples(folder / "images" / "samples.npz"), {"model": folder.name}
+        table = pd.DataFrame({name: samples[name] for name in ("kind", "scale")})
+        table = table[table["kind"] != "words"]
+        for (kind, scale), group in table.groupby(["kind", "scale"], sort=False):
+            facts = {**head, "kind": kind, "scale": scale, "seed": run["seed"]}
+            groups.append((facts, samples["images"][group.index], samples["labels"][group.index]))
+    groups.append(({"model": "real images"}, *(array[:2000] for array in evaluator.real[:2])))
+    for facts, pixels, labels in groups:
+        features, read = evaluator.see(pixels)
+        right = (read == labels).mean() if labels.min() >= 0 else np.nan
+        row = {**facts, "n": len(read), **evaluator.distances(features), "accuracy": right}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, table = evaluate.Config.parse(argv), []
-    config.extractor = "judge"
-    folders = evaluate.find_runs(config)
+    config, tables = evaluate.Config.parse(argv), []
+    runs = evaluate.find_runs(config)
     judges = {"shipped": (judge.Judge, 0), "seed 1": (judge.Judge, 1), "deep": (Deep, 0)}
     for name, (network, seed) in judges.items():
         judge.Judge = network
         if name != "shipped":
             judge.SHIPPED = config.data_dir / "judge" / f"bench_{name.replace(' ', '_')}.pt"
         if not judge.SHIPPED.exists():
-            device = pick_device(config.device)
-            print(judge.make(judge.SHIPPED, config, device, STEPS, seed), file=sys.stderr)
-        found = rows(config, folders)
-        a2 = next((row for row in found if row["model"] == "a2_clip"), {"fid": 1, "kid": 1})
-        for row in found:
-            times = {"fid_of_a2": row["fid"] / a2["fid"], "kid_of_a2": row["kid"] / a2["kid"]}
-            table.append({"judge": name, **row, **times})
-    path = ROOT / "docs" / "results" / "judges.csv"
-    save_table(path, table, "%.4g")
-    print(path)
+            judge.make(config, judge.SHIPPED, pick_device(config.device), STEPS, seed)
+        table = rows_of(config, runs).assign(judge=name)
+        a2 = table[(table["model"] == "a2_clip") & (table["kind"] == "trained")].mean(
+            numeric_only=True
+        )
+        tables.append(table.assign(fid_of_a2=table["fid"] / a2["fid"]))
+        tables[-1]["kid_of_a2"] = table["kid"] / a2["kid"]
+    save_table(ROOT / "docs" / "results" / "judges.csv", pd.concat(tables), "%.4g")
 
 
 if __name__ == "__main__":
-    cli(main)
+    main()

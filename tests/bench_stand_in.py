@@ -13,24 +13,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from conftest import CPU, ROOT, STAND_IN, data_args, save_openai_clip
+from conftest import CPU, ROOT, STAND_IN, save_openai_clip
 
-from kit.datasets import TRAIN_TEMPLATES, phrasings
-from kit.encoders import load_clip
+import a4_full
+import common
+from kit.words import TRAIN_TEMPLATES, phrasings
 
 
 def cosines(texts: torch.Tensor) -> str:
     """texts (classes, phrasings, dim)."""
     texts = F.normalize(texts, dim=2)
-    classes, same_class = texts.transpose(0, 1), texts
 
     def mean(groups):
         n = groups.shape[1]
         return ((groups @ groups.mT).sum((1, 2)) - n).mean().item() / (n * (n - 1))
 
-    every = mean(texts.flatten(0, 1)[None])
-    words = f"two classes in one phrasing {mean(classes):.2f}, two phrasings of one class"
-    return f"{words} {mean(same_class):.2f}, any two {every:.2f}"
+    classes, every = mean(texts.transpose(0, 1)), mean(texts.flatten(0, 1)[None])
+    words = f"two classes in one phrasing {classes:.2f}, two phrasings of one class"
+    return f"{words} {mean(texts):.2f}, any two {every:.2f}"
 
 
 def main() -> None:
@@ -39,16 +39,15 @@ def main() -> None:
     save_openai_clip(folder, STAND_IN)
     stand_in = str(folder / "jit.pt")
     for name in ("tiny", stand_in):
-        clip = load_clip(name, data_args(), CPU)
-        groups = phrasings(data_args(), TRAIN_TEMPLATES)
+        config = a4_full.Config(clip=name)
+        clip, groups = common.load_clip(config, CPU), phrasings(config, TRAIN_TEMPLATES)
         texts = torch.stack([clip.encode_text(group) for group in groups])
         print(f"{name}: cosine of {cosines(texts)}")
         print(f"{name}, centred: {cosines(texts - texts.mean((0, 1)))}", flush=True)
-    out = ["--out", "results/stand_in"]
-    script = [str(ROOT / "a4_full.py"), *out, "--clip", stand_in, *sys.argv[1:]]
-    subprocess.run([sys.executable, *script], check=True)
-    judge = [str(ROOT / "evaluate.py"), *out, "--clip", "tiny", "--extractor", "judge"]
-    subprocess.run([sys.executable, *judge], check=True)
+    for script, *flags in (["a4_full", "--clip", stand_in, *sys.argv[1:]],
+                           ["evaluate", "--clip", "tiny"]):  # fmt: skip
+        line = [sys.executable, str(ROOT / f"{script}.py"), "--out", "results/stand_in", *flags]
+        subprocess.run(line, check=True)
 
 
 if __name__ == "__main__":

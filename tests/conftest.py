@@ -9,13 +9,13 @@ import http.server
 import importlib
 import io
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,7 @@ DEAD |= {"no_proxy": HERE, "NO_PROXY": HERE}
 
 
 def pytest_configure():
-    """A folder that all processes of this session share: an empty home, a cache of joblib's.
-
-    No test reaches the network: every host but this one is refused at once.
-    """
+    """A folder for all processes of this session: an empty home, a cache. Hosts are refused."""
     if "TESTS_FOLDER" not in os.environ:
         os.environ["TESTS_FOLDER"] = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, os.environ["TESTS_FOLDER"], True)
@@ -63,6 +60,19 @@ def warm(folder: Path) -> None:
         cache.symlink_to(Path(os.environ["TESTS_FOLDER"]) / "data" / "cache")
 
 
+def ours(pattern: str) -> list[Path]:
+    """The files of the repository with such names: what git has or would add, so no .venv."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern]
+    paths = []
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout
+        paths = [ROOT / name for name in told.split("\0") if name]
+    else:
+        skipped = re.compile(r"/(\.|data/|results/|__pycache__|.*site-packages)")
+        paths = [x for x in ROOT.rglob(pattern) if not skipped.search(f"/{x.relative_to(ROOT)}")]
+    return [path for path in paths if path.is_file()]
+
+
 def data_args(dataset="mnist", classes=DIGITS, **others):
     """What functions read of a script's choices, for one data set."""
     data_dir = Path(os.environ.get("TESTS_FOLDER", "")) / "data"
@@ -74,21 +84,9 @@ def data_args(dataset="mnist", classes=DIGITS, **others):
 # ── Commands ──
 
 
-@pytest.fixture(scope="session")
-def offline_env():
-    """The environment of a process whose network is dead and whose home is empty."""
-    return {**os.environ}
-
-
 @pytest.fixture
-def offline(monkeypatch):
-    """The dead network, also where an earlier test has used a server."""
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies it began with
-
-
-def typed(command) -> tuple[str, list[str]]:
-    script, *flags = command if isinstance(command, list) else command.split()
-    return script, flags
+def offline():
+    """Says that a test needs the network to be dead, as it always is."""
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +94,7 @@ def cli():
     """cli("a4_full.py --n 3", folder, check=0) runs it as a user would; check: its exit code."""
 
     def run(command, cwd, check=0, env=None, script_folder=ROOT):
-        script, flags = typed(command)
+        script, *flags = command if isinstance(command, list) else command.split()
         start = [script] if script.startswith("-") else [str(script_folder / script)]
         warm(cwd)
         done = subprocess.run([sys.executable, *start, *flags], cwd=cwd, capture_output=True,
@@ -112,24 +110,21 @@ def here():
     """As cli, but in this process, which saves the seconds that importing torch takes."""
 
     def run(command, cwd, check=0):
-        script, flags = typed(command)
+        script, *flags = command if isinstance(command, list) else command.split()
         module, code = importlib.import_module(script.removesuffix(".py")), 0
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            patch.setattr(urllib.request, "_opener", None)
-            patch.chdir(cwd)
-            warm(cwd)
-            try:
+        out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+        warm(cwd)
+        os.chdir(cwd)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 module.main(flags)
-            except SystemExit as stop:
-                code = stop.code or 0
-                if isinstance(code, str):  # what Python itself does
-                    print(code, file=sys.stderr)
-                    code = 1
+        except SystemExit as stop:
+            code = stop.code or 0
+            if isinstance(code, str):  # what Python itself does
+                print(code, file=err)
+                code = 1
+        finally:
+            os.chdir(before)
         done = argparse.Namespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
         assert done.returncode == check, done.stderr
         return done
@@ -137,18 +132,11 @@ def here():
     return run
 
 
-@pytest.fixture(scope="session")
-def typed_here(here):
-    return here
-
-
 def only_error(done, *words) -> str:
     """The one line of an error, in which all these words stand; no traceback."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
-    return lines[0]
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in done.stderr and all(word in line for word in words), done.stderr
+    return line
 
 
 @pytest.fixture
@@ -202,8 +190,8 @@ def rows(path):
 
 def idx(array):
     """The IDX format of MNIST's and EMNIST's files: magic number, sizes, bytes."""
-    start = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
-    return start + array.astype("uint8").tobytes()
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.astype("uint8").tobytes()
 
 
 # OpenAI's CLIP(...): ViT-B/32's text tower (77 tokens, width 512, 8 heads, 12 layers), 512 numbers
@@ -241,7 +229,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path, offline):
+def server(tmp_path):
     """An HTTP server on this machine: .root is its folder, .url its address, .requests what was
     asked for, .truncate a name that is served only half.
     """

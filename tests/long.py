@@ -1,189 +1,166 @@
 """Trials that take minutes. No test: run the ones whose code has changed.
 
+python tests/long.py golden        all seven scripts: weights and samples, bit for bit
+python tests/long.py kills         SIGKILL at 20 random moments, while it trains and samples
+python tests/long.py flags         150 made-up command lines, each really started
+python tests/long.py damage        150 times a file of a run is damaged somewhere
 python tests/long.py processes     two processes of one thread each against one: images/s of a4
-python tests/long.py images        the same cost for each image with 5,000 and with 60,000 of them
-python tests/long.py drawings      memory with 345 categories of 5,000 made-up drawings
-python tests/long.py kills         SIGKILL at 24 moments by chance, while it trains, draws, measures
-python tests/long.py flags         400 generated command lines in one process, ten as processes
+python tests/long.py clip          a text encoder of the size of ViT-B/32: seconds, memory
 
-Each prints what it measured, and fails where a promise is broken. They need the packages of the
-tests (README).
+Each prints what it measured, and fails where a promise is broken.
 """
 
+import contextlib
 import csv
+import importlib
+import io
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import test_fuzz
-from conftest import ROOT
+from conftest import DEAD, ROOT, STAND_IN, TINY, save_openai_clip
+from test_config import SCRIPTS, VALUES
+from test_golden import GOLDEN, differences, train
 
-from kit import base, datasets
+from kit.files import UserError
 
-CODE = """
-import common, sys, torch, a4_full
-if {float32}: common.Run.half = lambda self: None
-if {images}:
-    pixels = torch.randint(256, ({images}, 28, 28), dtype=torch.uint8)
-    data = pixels, torch.arange({images}) % 10, "made-up"
-    import kit.run
-    kit.run.load_dataset = lambda config, keep: data
-common.cli(a4_full.main)
-"""
+ENV = os.environ | DEAD | {"PYTHONPATH": str(ROOT)}
+RUN, SAMPLES = Path("results/mnist/a4_full"), "images/samples.npz"
 
 
-def train(place: Path, steps: int, *flags: str, processes: int = 0, float32: bool = False,
-          images: int = 0) -> dict[str, float]:  # fmt: skip
-    """Run a4; processes: by torchrun, of one thread each. -> images/s, peak memory in MB."""
-    file = place / "run.py"
-    file.write_text(CODE.format(float32=float32, images=images))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    if processes:
-        env["OMP_NUM_THREADS"] = "1"
-    line = [sys.executable, *(launch if processes > 1 else []), str(file), "--fresh"]
-    line += f"--clip tiny --train-steps {steps} --scales 1 --samples 400".split()
-    subprocess.run([*line, *flags], cwd=place, env=env, check=True, capture_output=True)
-    (folder,) = place.glob("results/*/a4_full")
-    with (folder / "metrics" / "loss.csv").open() as log:
-        speeds = [float(row["images_per_second"]) for row in csv.DictReader(log)]
-    with (folder / "metrics" / "performance.csv").open() as table:
-        memory = float(next(csv.DictReader(table))["peak_memory_mb"])
-    return {"images/s": statistics.median(speeds[1:]), "MB": memory}
+def start(place: Path, flags: str, code="import a4_full, sys; a4_full.main()", launch="-c"):
+    line = [sys.executable, *launch.split(), code, *flags.split()]
+    return subprocess.Popen(line, cwd=place, env=ENV, stderr=subprocess.PIPE, text=True)
 
 
-def processes(place: Path) -> None:
-    for float32 in (False, True):
-        for batch in (64, 128, 256):
-            flags, speeds = ("--batch-size", str(batch)), []
-            for count in (1, 2):
-                found = train(place, 16000 // batch, *flags, processes=count, float32=float32)
-                speeds.append(found["images/s"])
-            one, two = speeds
-            kind = "float32" if float32 else "default"
-            print(f"{kind}, batches of {batch}: {one:.0f} and {two:.0f} images/s: {two / one:.2f}")
-            assert two > 1.3 * one
+def finish(process: subprocess.Popen) -> str:
+    error = process.communicate()[1]
+    assert process.returncode in (0, 1) and "Traceback" not in error, error
+    assert (process.returncode == 1) == error.splitlines()[-1].startswith("error: "), error
+    return error
 
 
-def images(place: Path) -> None:
-    speeds = {5_000: [], 60_000: []}
-    for _ in range(3):
-        for n, found in speeds.items():
-            found.append(train(place, 150, images=n)["images/s"])
-    few, many = (statistics.median(found) for found in speeds.values())
-    print(f"{few:.0f} images/s with 5,000 images, {many:.0f} with 60,000: {many / few:.3f}")
-    assert many > 0.95 * few
-
-
-def drawings(place: Path) -> None:
-    """The bitmaps are noise, so that nothing is to be learned; tiny CLIP is trained on them too."""
-    folder, rng = place / "data" / "quickdraw", np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    names = datasets.CATEGORIES.read_text(encoding="utf-8").splitlines()
-    for name in names:
-        np.save(folder / f"{name}.npy", rng.integers(0, 256, (5000, 784), np.uint8))
-    flags = "--dataset", "quickdraw", "--per-class", "5000", "--classes", ",".join(names)
-    memory = train(place, 60, *flags)
-    print(f"345 classes of 5,000: {memory['MB']:.0f} MB, {memory['images/s']:.0f} images/s")
-    assert memory["MB"] < 3000
-
-
-DEAD = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-RUN = "--clip tiny --train-steps 600 --batch-size 16 --samples 100 --sample-steps 3 --scales 1,2"
-KILLS = 24
-OFTEN = "import common, sys, {0}; common.Run.SAVE_EVERY = 1; common.cli({0}.main)"
+def golden(place: Path) -> None:
+    train(place, [*SCRIPTS], brief=False)
+    different = {script: differences(place, script) for script in SCRIPTS}
+    assert not any(different.values()), different
+    print(f"as on the day of golden.json: {', '.join(GOLDEN['scripts'])}")
 
 
 def kills(place: Path) -> None:
-    """Training saves every second here. What is left at the end is compared with a run that nobody
-    has disturbed: samples and checkpoint's weights byte by byte, the curve row by row.
-    """
-    env, rng = os.environ | DEAD | {"PYTHONPATH": str(ROOT)}, random.Random(0)
-
-    def start(folder: Path, script: str, flags: str) -> subprocess.Popen:
-        line = [sys.executable, "-c", OFTEN.format(script), *flags.split()]
-        return subprocess.Popen(line, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-
-    whole, killed = place / "whole", place / "killed"
+    """Training saves every second here. What is left is compared with an undisturbed run."""
+    code = "import a4_full, kit.run; kit.run.SAVE_EVERY = 1; a4_full.main()"
+    flags = " ".join(TINY.split()[1:]).replace("60", "400").replace("30", "200")
+    dice, begin, kills, whole, killed = random.Random(0), time.time(), 0, place / "a", place / "b"
     for folder in (whole, killed):
         folder.mkdir()
-    begin = time.monotonic()
-    assert start(whole, "a4_full", RUN).wait() == 0
-    seconds, died, moments = time.monotonic() - begin, 0, Counter()
-    run, other = (folder / "results" / "mnist" / "a4_full" for folder in (killed, whole))
-    measure = "--clip tiny --extractor judge"
-    while died < KILLS:
-        if died and not died % 8:  # it is complete: begin anew with the next seed of the dice
-            subprocess.run(["rm", "-rf", str(run)], check=True)
-        script, flags = ("a4_full", RUN) if died % 4 < 3 else ("evaluate", measure)
-        if script == "evaluate" and not list(run.glob("images/samples*.npz")):
-            script, flags = "a4_full", RUN
-        process = start(killed, script, flags)
+    finish(start(whole, flags, code))
+    seconds = time.time() - begin
+    while kills < 20:
+        process = start(killed, flags, code)
         try:
-            error = process.communicate(timeout=rng.uniform(2, seconds * 0.8))[1]
-            assert process.returncode in (0, 2) and "Traceback" not in error, error
-            if process.returncode == 0:
-                moments[f"{script} ended before"] += 1
-                subprocess.run(["rm", "-rf", str(run / "images")], check=True)
+            process.wait(dice.uniform(3, seconds))
+            finish(process)
+            shutil.rmtree(killed / "results")  # complete: again from the start
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
-            died += 1
-            state = "before training" if not (run / "checkpoints").exists() else "training"
-            state = "drawing" if (run / "images").exists() else state
-            moments[state if script == "a4_full" else "measuring"] += 1
-    process = start(killed, "a4_full", RUN)
-    error = process.communicate()[1]
-    assert process.returncode == 0, error
-    assert start(killed, "evaluate", measure).wait() == 0
-    assert start(killed, "compare", measure).wait() == 0
-    for path in other.glob("images/*.npz"):
-        assert (run / "images" / path.name).read_bytes() == path.read_bytes(), path.name
-    curves = []
-    for folder in (run, other):
-        with (folder / "metrics" / "loss.csv").open() as file:
-            curves.append([int(row["step"]) for row in csv.DictReader(file)])
-    for steps in curves:  # a row more where 20 steps took longer than 30 s
-        assert steps == sorted({*steps}) and {*steps} >= {*range(20, 601, 20)}, steps
-    states = [
-        base.load_tensors(folder / "checkpoints" / "last.pt")["ema"] for folder in (run, other)
-    ]
-    assert all((states[0][name] == states[1][name]).all() for name in states[0])
-    print(f"{died} kills ({dict(moments)}): samples, curve and weights as if nobody had")
+            kills += bool(process.wait())
+    finish(start(killed, flags, code))
+    logs = [(x / RUN / "metrics" / "loss.csv").open() for x in (whole, killed)]
+    steps = [[int(row["step"]) for row in csv.DictReader(log)] for log in logs]
+    assert steps[1] == sorted({*steps[1]}) and {*range(20, 401, 20)} <= {*steps[1]}, steps
+    assert (whole / RUN / SAMPLES).read_bytes() == (killed / RUN / SAMPLES).read_bytes()
+    print(f"{kills} kills: samples and curve as if there had been none")
+
+
+def attempt(module, line: list[str]) -> bool:
+    """Whether a command line works; if not, it must be one line."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            module.main(line)
+        return True
+    except UserError as error:
+        assert "\n" not in str(error), line
+        return False
+    except SystemExit as stop:
+        assert not stop.code, line
+        return True
 
 
 def flags(place: Path) -> None:
-    place = place / "place"
-    place.mkdir()
-    env = os.environ | DEAD | {"HOME": str(place.parent / "home"), "no_proxy": ""}
-    ended = test_fuzz.fuzz(place, env, 400)
-    print(f"400 command lines: {ended[0]} with a result, {ended[2]} with one line, exit code 2")
-    lines = ["a4_full.py --scale nan --prompt 7", "a1_cond.py --train-steps 1 --samples 2 --out a",
-             "a0_uncond.py --help", "evaluate.py a9", "compare.py --out /dev/null",
-             "cgan.py --batch-size 0", "a3_cfg.py --scales 1,,2", "a2_clip.py --dataset .",
-             "-m kit.tiny_clip --out .", "-m kit.judge --train-steps x"]  # fmt: skip
-    for line in lines:
-        first, *others = line.split()
-        script = [first, *others] if first == "-m" else [str(ROOT / first), *others]
-        environment = env | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, *script], cwd=place, env=environment,
-                              capture_output=True, text=True)  # fmt: skip
-        errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-        assert done.returncode in (0, 2) and len(errors) == (done.returncode == 2), (line, done)
-    print(f"{len(lines)} as processes of their own: the same")
+    dice, worked = random.Random(1), 0
+    small = "--train-steps 1 --batch-size 4 --samples 4 --clip tiny --sample-steps 1".split()
+    os.environ |= DEAD
+    os.chdir(place)
+    for _ in range(150):
+        module = importlib.import_module(dice.choice(SCRIPTS))
+        fields = module.Config.__dataclass_fields__
+        pairs = [*zip(small[::2], small[1::2])]
+        line = [x for flag, value in pairs if flag[2:].replace("-", "_") in fields
+                for x in (flag, value)]  # fmt: skip
+        name = dice.choice([x for x in fields if f"--{x.replace('_', '-')}" not in small])
+        worked += attempt(module, [*line, f"--{name.replace('_', '-')}", dice.choice(VALUES)])
+    print(f"150 command lines: {worked} worked, the others were refused in one line")
 
 
-TRIALS = {"processes": processes, "images": images, "drawings": drawings, "kills": kills}
-TRIALS["flags"] = flags
+def damage(place: Path) -> None:
+    """A file is cut, or some bytes of it are others: a result, or one line that names a file."""
+    dice, refused = random.Random(2), 0
+    os.environ |= DEAD
+    os.chdir(place)
+    module, line = importlib.import_module("a4_full"), TINY.split()[1:]
+    assert attempt(module, line)
+    shutil.copytree(RUN, "whole")
+    for i in range(150):
+        shutil.rmtree(RUN)
+        shutil.copytree("whole", RUN)
+        path = dice.choice([RUN / "config.json", RUN / "checkpoints" / "last.pt"])
+        content, at = bytearray(path.read_bytes()), dice.randrange(path.stat().st_size)
+        content[at : None if i % 2 else at + 8] = dice.randbytes(i % 2 or 8)
+        path.write_bytes(content)
+        (RUN / SAMPLES).unlink()
+        refused += not attempt(module, line)
+    print(f"150 damaged files: {refused} refused in one line, the others harmless")
+
+
+def processes(place: Path) -> None:
+    found, steps = [], "--train-steps 300 --clip tiny --samples 1 --scales 1 --fresh"
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node"
+    ENV["OMP_NUM_THREADS"] = "1"
+    for count in (1, 2):
+        finish(start(place, steps, str(ROOT / "a4_full.py"), f"{torchrun} {count}"))
+        with (place / RUN / "metrics" / "loss.csv").open() as log:
+            speeds = [float(row["images_per_second"]) for row in csv.DictReader(log)]
+        found.append(statistics.median(speeds[1:]))
+    print(f"{found[0]:.0f} images/s by one process, {found[1]:.0f} by two")
+    assert found[1] > 1.3 * found[0]
+
+
+def clip(place: Path) -> None:
+    save_openai_clip(place, STAND_IN)
+    begin = time.time()
+    finish(start(place, "--clip jit.pt --train-steps 2 --samples 10 --scales 1"))
+    with (
+        np.load(place / RUN / SAMPLES) as table,
+        (place / RUN / "metrics" / "performance.csv").open() as costs,
+    ):
+        memory = next(csv.DictReader(costs))["peak_memory_mb"]
+        print(f"{len(table['images'])} images, {time.time() - begin:.0f} s, {memory} MB")
+
+
+TRIALS = {"golden": golden, "kills": kills, "flags": flags, "damage": damage,
+          "processes": processes, "clip": clip}  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TRIALS:
-        with tempfile.TemporaryDirectory() as place:
-            TRIALS[name](Path(place))
+        with tempfile.TemporaryDirectory() as folder:
+            TRIALS[name](Path(folder))
+        os.chdir(ROOT)

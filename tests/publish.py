@@ -4,6 +4,7 @@ those between "<!-- study: ... -->" and "<!-- end -->" in the pages; pictures go
 
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,185 +12,153 @@ from conftest import ROOT
 from study import PLACE, RESULTS, SEVEN, Task
 
 import compare
-from kit.base import save_text, say
+from kit.files import save_file, say
 
 PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}results.md" for x in ("", "zh-CN/"))]
-# title -> column of study.csv, phrasings, how it is written
+TWIN = ", throughout"  # in the names of models with guidance at every step
+# title -> column of study.csv, whether of held-out phrasings, how it is written
 QUALITY = {
-    "FID": ("fid", "trained", "{:.2f}"),
-    "KID x 1000": ("kid_x1000", "trained", "{:.1f}"),
-    "density": ("density", "trained", "{:.2f}"),
-    "coverage": ("coverage", "trained", "{:.1%}"),
-    "diversity (of real)": ("of_real", "trained", "{:.1%}"),
-    "train on samples": ("train_on_samples", "trained", "{:.1%}"),
-    "copied": ("copied", "trained", "{:.1%}"),
+    "FID": ("fid", False, "{:.2f}"),
+    "KID x 1000": ("kid_x1000", False, "{:.1f}"),
+    "density": ("density", False, "{:.2f}"),
+    "coverage": ("coverage", False, "{:.1%}"),
+    "diversity (of real)": ("of_real", False, "{:.1%}"),
+    "train on samples": ("train_on_samples", False, "{:.1%}"),
+    "copied": ("copied", False, "{:.1%}"),
 }
 RIGHT = {
-    "right": ("accuracy", "trained", "{:.1%}"),
-    "right, held-out phrasings": ("accuracy", "held out", "{:.1%}"),
-    "CLIP similarity": ("clip_similarity", "trained", "{:.3f}"),
-    "wrong prompts": ("with_wrong_prompts", "trained", "{:.3f}"),
+    "right": ("accuracy", False, "{:.1%}"),
+    "right, held-out phrasings": ("accuracy", True, "{:.1%}"),
+    "CLIP similarity": ("clip_similarity", False, "{:.3f}"),
+    "wrong prompts": ("with_wrong_prompts", False, "{:.3f}"),
 }
-FEW = ("FID", "coverage", "diversity (of real)", "train on samples"), tuple(RIGHT)[:2]
-FEW = {name: (QUALITY | RIGHT)[name] for names in FEW for name in names}
-NO_FID = {name: FEW[name] for name in (*FEW,)[2:]}
-CHINESE = {
-    "script": "脚本",
-    "scale": "引导强度",
-    "seeds": "种子数",
-    "density": "密度",
-    "coverage": "覆盖率",
-    "diversity (of real)": "多样性（相对真实图像）",
-    "train on samples": "样本训练准确率",
-    "copied": "复制率",
-    "right": "准确率",
-    "right, held-out phrasings": "未见过的句式",
-    "CLIP similarity": "CLIP 相似度",
-    "wrong prompts": "错误提示词",
-    "thin": "thin（细）",
-    "thick": "thick（粗）",
-    "leaning left": "leaning left（左倾）",
-    "leaning right": "leaning right（右倾）",
-    "one word": "一个属性词",
-    "said pair": "训练用过的组合",
-    "held-out pair": "未见过的组合",
-    "without asking": "不提要求时",
-    "digit": "数字正确",
-    "change": "改动",
-    "real images": "真实图像",
-    "noise": "噪声",
-    "throughout": "全程引导",
-}
+NO_FID = "diversity (of real)", "train on samples", "right", "right, held-out phrasings"
+NO_FID = {name: (QUALITY | RIGHT)[name] for name in NO_FID}
+FEW = {name: QUALITY[name] for name in ("FID", "coverage")} | NO_FID
+CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
+CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
+diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
+right, held-out phrasings=未见过的句式|CLIP similarity=CLIP 相似度|wrong prompts=错误提示词|
+thin=thin（细）|thick=thick（粗）|leaning left=leaning left（左倾）|
+leaning right=leaning right（右倾）|one word=一个属性词|said pair=训练用过的组合|
+held-out pair=未见过的组合|without asking=不提要求时|digit=数字正确|change=改动|
+real images=真实图像|noise=噪声|throughout=全程引导"""
+CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
 
 
 # ── Tables ──
 
 
+def read(name: str, study: str) -> pd.DataFrame:
+    table = pd.read_csv(RESULTS / f"{name}.csv")
+    return table[table["study"] == study]
+
+
 def over_seeds(rows: pd.DataFrame, column: str, form: str) -> str:
     """Mean and standard deviation over seeds, as text."""
-    values = rows[column].dropna().astype(float)
-    if values.empty:
-        return "–"
-    return compare.write(values.mean(), values.std() if len(values) > 1 else np.nan, form)
+    return compare.write(rows.groupby("seed")[column].mean().astype(float), form)
 
 
-def named(model: str) -> str:
-    """a4_full, throughout -> `a4_full.py`, throughout"""
-    script, _, rest = model.partition(", ")
-    return f"`{script}.py`" + (f", {rest}" if rest else "") if script in SEVEN else model
+def of_model(name: str, scale: float, guided: bool, seeds) -> dict[str, str]:
+    """The first cells of a row; a4_full, throughout is written `a4_full.py`, throughout."""
+    script, _, rest = name.partition(", ")
+    title = f"`{script}.py`" + (f", {rest}" if rest else "") if script in SEVEN else name
+    return {"script": title, "scale": f"{scale:g}" if guided else "–", "seeds": f"{seeds}"}
+
+
+def ladder(rows: pd.DataFrame):
+    """-> model, scale, rows, whether guided, in the order of the ladder."""
+    order = [name for script in SEVEN for name in (script, script + TWIN)]
+    order += ["real images", "noise"]
+    place = rows["model"].map({name: i for i, name in enumerate(order)})
+    rows = rows.assign(place=place).dropna(subset="place").sort_values("place", kind="stable")
+    for (model, scale), table in rows.groupby(["model", "scale"], sort=False, dropna=False):
+        guided = TWIN in model or rows.loc[rows["model"] == model, "scale"].nunique() > 1
+        yield model, scale, table, guided
 
 
 def measured(study: str, columns: dict) -> pd.DataFrame:
     """A row for each model and scale, real images and noise last."""
     rows, cells = read("study", study), []
-    order = [x for script in SEVEN for x in (script, script + compare.TWIN)]
-    for model in [*order, "real images", "noise"]:
-        of_model = rows[rows["model"] == model]
-        if model not in order:  # measured anew beside each run: all alike
-            of_model = of_model[of_model["n"] == of_model["n"].max()].drop_duplicates("model")
-        for scale, table in of_model.groupby("scale", dropna=False, sort=False):
-            plain = table[table["phrasings"] != "held out"]
-            if plain.empty:
-                continue
-            guided = len({*of_model["scale"]}) > 1 or compare.TWIN in model
-            seeds = f"{plain['seed'].nunique()}" if model in order else "–"
-            row = {"script": named(model), "scale": f"{scale:g}" if guided else "–"}
-            row["seeds"] = seeds
-            for title, (column, phrasings, form) in columns.items():
-                held_out = table[table["phrasings"] == "held out"]
-                part = held_out if phrasings == "held out" else plain
-                row[title] = over_seeds(part, column, form)
-            cells.append(row)
+    if study == "mnist":  # rows published until November 2026 have the twins here already
+        twins = read("study", "throughout").query("scale > 1")
+        rows = pd.concat([rows, twins.assign(model=twins["model"] + TWIN)])
+    for model, scale, table, guided in ladder(rows):
+        ours = model.split(",")[0] in SEVEN
+        if not ours:  # measured beside each run: all alike
+            table = table[table["n"] == table["n"].max()].head(1)
+        held_out = table["phrasings"] == "held out"
+        if held_out.all():
+            continue
+        row = of_model(model, scale, guided, table["seed"].nunique() if ours else "–")
+        for title, (column, of_held_out, form) in columns.items():
+            row[title] = over_seeds(table[held_out == of_held_out], column, form)
+        cells.append(row)
     return pd.DataFrame(cells)
 
 
 def words(study: str) -> pd.DataFrame:
     """The share of images that are as words ask, a row for each model and scale."""
     rows, cells = read("asked", study), []
-    names = [*dict.fromkeys(rows.loc[rows["kind"] == "one word", "asked"])]
-    for (model, scale), table in by_model(rows):
-        guided = rows.loc[rows["model"] == model, "scale"].nunique() > 1
-        row = {"script": named(model), "scale": f"{scale:g}" if guided else "–"}
-        row["seeds"] = f"{table['seed'].nunique()}"
+    names = rows.loc[rows["kind"] == "one word", "asked"].unique()
+    for model, scale, table, guided in ladder(rows.sort_values("scale", kind="stable")):
+        row = of_model(model, scale, guided, table["seed"].nunique())
         for word in names:
-            row[word] = mean_of(table[table["asked"] == word], "as_asked")
-        for kind in ("one word", "said pair", "held-out pair"):
-            of_kind = table[table["kind"] == kind]
-            row[kind] = mean_of(of_kind, "as_asked")
+            row[word] = over_seeds(table[table["asked"] == word], "as_asked", "{:.1%}")
+        kinds = {x: table[table["kind"] == x] for x in ("one word", "said pair", "held-out pair")}
+        for kind, of_kind in kinds.items():
+            row[kind] = over_seeds(of_kind, "as_asked", "{:.1%}")
             if kind != "said pair":
-                row[f"{kind}, without asking"] = mean_of(of_kind, "without_asking")
-        of_pair = table[table["kind"] == "held-out pair"]
-        row["digit, held-out pair"] = mean_of(of_pair, "accuracy")
+                row[f"{kind}, without asking"] = over_seeds(of_kind, "without_asking", "{:.1%}")
+        row["digit, held-out pair"] = over_seeds(kinds["held-out pair"], "accuracy", "{:.1%}")
         cells.append(row)
     return pd.DataFrame(cells)
 
 
-def by_model(rows: pd.DataFrame):
-    """Groups (model, scale) in the order of the ladder."""
-    place = rows["model"].map({script: i for i, script in enumerate(SEVEN)})
-    rows = rows.assign(place=place).sort_values(["place", "scale"], kind="stable")
-    return rows.groupby(["model", "scale"], sort=False)
-
-
-def mean_of(rows: pd.DataFrame, column: str, form: str = "{:.1%}") -> str:
-    return over_seeds(rows.groupby("seed")[column].mean().to_frame(), column, form)
-
-
 def changes(study: str) -> pd.DataFrame:
     """Each variant beside what it changes: at scale 1, the seeds that both have."""
-    cells = []
-    variants = {
-        "eps": "a0_uncond",
-        **dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full"),
-    }
-    for name, script in variants.items():
+    cells, columns = [], ("FID", "coverage", "diversity (of real)", "right")
+    for name, script in CHANGED.items():
         variant, plain = read("study", name), read("study", study)
         plain = plain[(plain["script"] == script) & plain["seed"].isin(variant["seed"])]
         for what, rows in ((script, plain), (f"{script}, {name}", variant)):
             rows = rows[(rows["scale"] == 1) & (rows["phrasings"] != "held out")]
             row = {"change": what, "seeds": f"{rows['seed'].nunique()}"}
-            columns = {x: QUALITY[x] for x in ("FID", "coverage", "diversity (of real)")}
-            for title, (column, _, form) in (columns | {"right": RIGHT["right"]}).items():
+            for title in columns:
+                column, _, form = (QUALITY | RIGHT)[title]
                 row[title] = over_seeds(rows, column, form)
-            if row not in cells:
-                cells.append(row)
+            cells += [row] * (row not in cells)
     return pd.DataFrame(cells)
 
 
 def brought(study: str) -> pd.DataFrame:
-    """For the README: a line for each script, with guidance at scale 2."""
+    """For the README: a row for each script, with guidance at scale 2."""
     cells, rows, asked = [], read("study", study), read("asked", study)
     for script in SEVEN:
-        row = {"script": named(script)}
         of_script = rows[rows["model"] == script]
-        scale = 2 if 2 in {*of_script["scale"]} else 1
-        plain = of_script[(of_script["scale"] == scale) & (of_script["phrasings"] != "held out")]
-        row["FID"] = over_seeds(plain, "fid", "{:.2f}")
-        row["right"] = over_seeds(plain, "accuracy", "{:.1%}")
-        held_out = of_script[of_script["phrasings"] == "held out"]
-        row["right, held-out phrasings"] = over_seeds(held_out, "accuracy", "{:.1%}")
+        held_out = of_script["phrasings"] == "held out"
+        scale = of_script["scale"].clip(upper=2).max()
+        plain = of_script[(of_script["scale"] == scale) & ~held_out]
         of_words = asked[(asked["model"] == script) & (asked["scale"] == scale)]
+        row = {"script": f"`{script}.py`", "FID": over_seeds(plain, "fid", "{:.2f}")}
+        row["right"] = over_seeds(plain, "accuracy", "{:.1%}")
+        row["right, held-out phrasings"] = over_seeds(of_script[held_out], "accuracy", "{:.1%}")
         for kind in ("one word", "held-out pair"):
-            row[kind] = mean_of(of_words[of_words["kind"] == kind], "as_asked")
+            row[kind] = over_seeds(of_words[of_words["kind"] == kind], "as_asked", "{:.1%}")
         row["diversity (of real)"] = over_seeds(plain, "of_real", "{:.0%}")
         cells.append(row)
     return pd.DataFrame(cells)
 
 
 TABLES = {
-    "quality": lambda study: measured(study, QUALITY),
-    "obedience": lambda study: measured(study, RIGHT),
-    "few": lambda study: measured(study, FEW),
-    "no FID": lambda study: measured(study, NO_FID),
+    "quality": partial(measured, columns=QUALITY),
+    "obedience": partial(measured, columns=RIGHT),
+    "few": partial(measured, columns=FEW),
+    "no FID": partial(measured, columns=NO_FID),
     "words": words,
     "changes": changes,
     "brought": brought,
 }
-
-
-def read(name: str, study: str) -> pd.DataFrame:
-    table = pd.read_csv(RESULTS / f"{name}.csv")
-    return table[table["study"] == study]
 
 
 # ── Sentences ──
@@ -228,16 +197,15 @@ def unfounded(text: str) -> list[str]:
     no rounding of what was measured of the scripts and studies that are named there.
     """
     wrong = []
-    for match in SAID.finditer(text):
-        names = match[1].split()
-        shares, others = values(names, SHARES), values(names, OTHERS)
-        for number in NUMBER.finditer(re.sub(r"`[^`]*`|\]\([^)]*\)", "", match[2])):
+    for names, sentences in SAID.findall(text):
+        shares, others = values(names.split(), SHARES), values(names.split(), OTHERS)
+        for number in NUMBER.finditer(re.sub(r"`[^`]*`|\]\([^)]*\)", "", sentences)):
             digits, percent = number[1].replace(",", ""), bool(number[2])
             if percent or "." in digits:
                 half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
                 known = 100 * shares if percent else others
                 if not (np.abs(known - float(digits)) <= half).any():
-                    wrong.append(f"{number[0]} in: {match[2][:60]}")
+                    wrong.append(f"{number[0]} in: {sentences[:60]}")
     return wrong
 
 
@@ -267,28 +235,28 @@ def translated(text: str) -> str:
 
 def main() -> None:
     for page in PAGES:
-        path = ROOT / page
-        save_text(path, filled(path.read_text(encoding="utf-8"), "zh-CN" in page))
+        text = filled((ROOT / page).read_text(encoding="utf-8"), "zh-CN" in page)
+        save_file(ROOT / page, lambda file, text=text: file.write(text.encode()))
         say(f"{page}: its tables are those of docs/results/")
     pictures()
 
 
 def pictures() -> None:
-    """Of the runs of the study, if they are on disk, into assets/."""
-    if not Task("mnist", "a4_full", 0).folder.exists():
+    """Copy those of the study's runs, if they are on disk, into assets/."""
+    a4, cvae, drawings = Task("mnist", "a4_full", 0), Task("mnist", "cvae", 0)
+    drawings = Task("quickdraw", "a4_full", 0)
+    if not a4.folder.exists():
         say("the pictures of assets/ stay: no runs in results/study")
         return
-    data = Task("mnist", "a4_full", 0).data
-    flags = ["--clip", "tiny", "--extractor", "judge", *data, "--out", str(PLACE / "mnist")]
-    compare.main(flags)
-    here, run = PLACE / "mnist" / "mnist", Task("mnist", "a4_full", 0).folder / "images"
+    compare.main(["--clip", "tiny", *a4.data, "--out", str(PLACE / "mnist")])
+    here = PLACE / "mnist" / "mnist"
     for name, source in {
         "ladder": here / "compare" / "grid.png",
         "guidance": here / "cfg_scale" / "plots" / "scale.png",
         "asked": here / "compare" / "asked_a4_full.png",
-        "prompts": run / "prompts.png",
-        "denoising": run / "denoising.png",
-        "reconstructions": Task("mnist", "cvae", 0).folder / "images" / "reconstructions.png",
-        "quickdraw": Task("quickdraw", "a4_full", 0).folder / "images" / "prompts.png",
+        "prompts": a4.folder / "images" / "prompts.png",
+        "denoising": a4.folder / "images" / "denoising.png",
+        "reconstructions": cvae.folder / "images" / "reconstructions.png",
+        "quickdraw": drawings.folder / "images" / "prompts.png",
     }.items():
         shutil.copy(source, ROOT / "assets" / f"{name}.png")

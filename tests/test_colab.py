@@ -1,191 +1,116 @@
-"""The notebooks: fresh, whole, and some run from top to bottom in an empty folder."""
+"""The notebooks: fresh, whole, and one runs from top to bottom in an empty folder."""
 
 import ast
 import gzip
 import hashlib
 import json
 import re
-import subprocess
 import sys
 
+import nbclient
+import nbformat
 import pytest
-from conftest import idx
+from conftest import DEAD, ROOT, SMALL, idx
 
-from kit import base, images
+from kit.data import embedded_mnist
 
-sys.path.insert(0, str(base.ROOT / "colab"))
+sys.path.insert(0, str(ROOT / "colab"))
 
 import build  # noqa: E402
 
-NOTEBOOKS = build.build()
+NOTEBOOKS = {path.stem: nbformat.reads(text, 4) for path, text in build.build().items()}
+HEADINGS = "Imports Choices Network Conditioning Loss Sampler Training Main".split()
 
 
-def cells(name, kind="code"):
-    book = json.loads((base.ROOT / "colab" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
+def sources(name, kind="code"):
+    return [cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == kind]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_fresh(path):
-    assert path.read_text(encoding="utf-8") == NOTEBOOKS[path], "python colab/build.py"
-
-
-def test_there_is_one_for_each_model_and_for_the_comparison():
-    names = {path.stem for path in base.ROOT.glob("a?_*.py")} | {"cgan", "cvae", "compare"}
-    assert {path.stem for path in NOTEBOOKS} == names == {*build.MODELS, "compare"}
-    assert {path.stem for path in (base.ROOT / "colab").glob("*.ipynb")} == names
+def test_notebooks_are_fresh_and_one_for_each_model():
+    assert {*NOTEBOOKS} == {*build.MODELS, "compare"} >= {"a0_uncond", "a4_full", "cgan", "cvae"}
+    assert {path.stem for path in (ROOT / "colab").glob("*.ipynb")} == {*NOTEBOOKS}
+    for path, text in build.build().items():
+        same = path.read_text(encoding="utf-8") == text
+        assert same, f"{path.name} is not fresh: python colab/build.py"
 
 
 @pytest.mark.parametrize("name", build.MODELS)
 def test_a_notebook_holds_all_of_its_script_under_its_headings(name):
-    source = (base.ROOT / f"{name}.py").read_text(encoding="utf-8")
-    code = "\n".join(cells(name))
-    heads = [text.lstrip("# ") for text in cells(name, "markdown")]
-    headings = "Imports Choices Network Conditioning Loss Sampler Training Main".split()
-    assert [head for head in heads if head in headings] == headings
+    source, code = (ROOT / f"{name}.py").read_text(encoding="utf-8"), "\n".join(sources(name))
+    heads = [text.removeprefix("## ") for text in sources(name, "markdown")]
+    assert [head for head in heads if head in HEADINGS] == HEADINGS
     for node in ast.parse(source).body[1:-1]:
         assert ast.get_source_segment(source, node) in code
 
 
-@pytest.mark.parametrize("name", [*build.MODELS, "compare"])
-def test_its_plumbing_is_whole_files_written_by_standard_means_and_folded(name):
-    book = json.loads((base.ROOT / "colab" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    written = {}
-    for cell in book["cells"]:
-        source = "".join(cell["source"])
-        if source.startswith("%%writefile "):
-            first, text = source.split("\n", 1)
+def imports_of(text):
+    """Files of ours that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "kit":
+            found |= {f"kit/{alias.name}.py" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(f"{node.module.replace('.', '/')}.py")
+        elif isinstance(node, ast.Import):
+            found |= {f"{alias.name}.py" for alias in node.names}
+    return {name for name in found if (ROOT / name).is_file()}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_plumbing_is_folded_and_only_the_modules_that_are_loaded(name):
+    written, others = {}, []
+    for cell in NOTEBOOKS[name].cells:
+        if cell.source.startswith("%%writefile "):
+            assert cell.metadata["jupyter"] == {"source_hidden": True}
+            first, text = cell.source.split("\n", 1)
             written[first.split()[1]] = text
-            assert cell["metadata"]["jupyter"] == {"source_hidden": True}
+            assert text == (ROOT / first.split()[1]).read_text(encoding="utf-8")
         else:
-            assert not re.search(r"(?m)^%%|meta_path|get_ipython|importlib", source), source
-    plumbing = {"common.py", *(f"kit/{path.name}" for path in (base.ROOT / "kit").glob("*.*"))}
-    scripts = {f"{x}.py" for x in (*build.MODELS, "evaluate", "compare")}
-    assert set(written) == plumbing | (scripts if name == "compare" else set())
-    for file, text in written.items():
-        assert text == (base.ROOT / file).read_text(encoding="utf-8"), file
+            others += [cell.source] * (cell.cell_type == "code")
+    assert not re.search(r"(?m)^%%|meta_path|get_ipython|importlib", "\n".join(others))
+    code = [text for file, text in written.items() if file.endswith(".py")]
+    code += [re.sub("(?m)^%.*", "", text) for text in others]
+    needed = set().union(*map(imports_of, code)) | {x for x in written if "report." in x}
+    needed |= {"kit/tiny_clip.py"} if "    clip: " in "".join(others) else set()
+    assert {*written} == needed
 
 
 @pytest.fixture
-def hosts(server, tmp_path):
+def host(server):
     """MNIST's host, with 500 images of each split; -> lines that make a kernel use it alone."""
     resources = []
     for part, split in (("train", "train"), ("t10k", "test")):
-        for kind, array in zip(("images-idx3", "labels-idx1"), images.embedded_mnist(split)):
-            packed = gzip.compress(idx(array[::10].numpy()), 1)
-            (server.root / f"{part}-{kind}-ubyte.gz").write_bytes(packed)
-            resources.append((f"{part}-{kind}-ubyte.gz", hashlib.md5(packed).hexdigest()))
-    env = {"HOME": str(tmp_path / "home"), "https_proxy": "http://127.0.0.1:9", "http_proxy": ""}
-    return f"""
-import os
-os.environ.update({env | {"no_proxy": "127.0.0.1"}!r})
-from torchvision.datasets import MNIST
-MNIST.mirrors, MNIST.resources = [{server.url!r}], {resources!r}
-"""
+        for kind, array in zip(("images-idx3", "labels-idx1"), embedded_mnist(split)):
+            name, packed = f"{part}-{kind}-ubyte.gz", gzip.compress(idx(array[::10].numpy()), 1)
+            (server.root / name).write_bytes(packed)
+            resources.append((name, hashlib.md5(packed).hexdigest()))
+    lines = ["import os", f"os.environ.update({DEAD})", "from torchvision.datasets import MNIST"]
+    return "\n".join([*lines, f"MNIST.mirrors, MNIST.resources = [{server.url!r}], {resources}"])
 
 
-def execute(book, folder, first, change, last=()):
-    """Run a notebook in a folder: its code cells through change(), between first and last ones.
-
-    -> (error, its outputs)
-    """
-    import nbclient
-    import nbformat
-
-    book = nbformat.read(base.ROOT / "colab" / f"{book}.ipynb", 4)
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            cell.source = change(cell.source)
-    book.cells.insert(0, nbformat.v4.new_code_cell(first))
-    book.cells += [nbformat.v4.new_code_cell(source) for source in last]
-    resources = {"metadata": {"path": str(folder)}}
-    client, error = nbclient.NotebookClient(book, timeout=300, resources=resources), None
-    try:
-        client.execute()
-    except nbclient.exceptions.CellExecutionError as caught:
-        error = caught
-    return error, [output for x in book.cells if x.cell_type == "code" for output in x.outputs]
-
-
-TINY = '"--train-steps", "4", "--batch-size", "8", "--samples", "20"'
-STEPS = ', "--sample-steps", "2"'
-
-
-def small(source, flags=TINY + STEPS):
+def test_a_notebook_runs_from_top_to_bottom(host, server, tmp_path, monkeypatch):
     """As a user would run it, but without the installation and with few steps."""
-    source = re.sub(r"(?m)^%pip .*$", "", source)
-    source = source.replace("= 2600, 40,", "= 2, 40,").replace("= 1200, 128,", "= 2, 128,")
-    source = source.replace("MOST = 6000", "MOST = 600")
-    return source.replace('main(["--dataset", "mnist"])', f'main(["--dataset", "mnist", {flags}])')
-
-
-@pytest.fixture
-def empty(tmp_path):
-    (tmp_path / "empty").mkdir()
-    return tmp_path / "empty"
-
-
-def said(outputs):
-    return "".join(output.get("text", "") for output in outputs)
-
-
-def test_a_notebook_runs_from_top_to_bottom_then_an_edited_cell_and_a_pasted_script(hosts, empty):
-    error, outputs = execute("a4_full", empty, hosts, small)
-    assert error is None, error
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    folder, book = tmp_path / "empty", NOTEBOOKS["a1_cond"]
+    folder.mkdir()
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # the kernel has what it writes itself
+    for cell in book.cells:
+        cell.source = re.sub("(?m)^%pip .*$", "", cell.source).replace("MOST = 6000", "MOST = 600")
+        cell.source = re.sub(r'"https://ossci-.*/', f'"{server.url}', cell.source)
+        flags = ", ".join(f'"{word}"' for word in ["--dataset", "mnist", *SMALL.split()])
+        cell.source = cell.source.replace('main(["--dataset", "mnist"])', f"main([{flags}])")
+    book.cells.insert(0, nbformat.v4.new_code_cell(host))
+    place = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(book, timeout=200, resources=place).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    pictures = [x for x in outputs if "image/png" in x.get("data", {})]
     assert len(pictures) == 1 and len(pictures[0]["data"]["image/png"]) > 3000
-    assert "training a tiny one for mnist, once" in said(outputs) and "error" not in said(outputs)
-    config = json.loads((empty / "results/mnist/a4_full/config.json").read_text())
-    assert config["data_source"].startswith("files (CRC-32 ") and config["image_count"] == 500
-    assert config["description"].startswith("A4, the full model")
-    written = {"common.py", "kit"}
-    assert {path.name for path in empty.iterdir()} == {"results", "data", *written}
-
-    def edited(source):  # a plumbing cell, changed and run again; and all after a restart
-        return small(source).replace("is complete; --fresh", "is complete, says my edit; --fresh")
-
-    first = f"""
-del __file__  # of the notebook
-import common
-parse = common.Config.parse.__func__
-def small(cls, argv=None):
-    parse(cls, argv)  # with the kernel's own arguments
-    return parse(cls, [{TINY + STEPS}])
-common.Config.parse = classmethod(small)
-"""
-    pasted = (base.ROOT / "a1_cond.py").read_text(encoding="utf-8")
-    error, outputs = execute("a4_full", empty, hosts, edited, [first, pasted])
-    assert error is None, error
-    assert "says my edit" in said(outputs)
-    assert (empty / "results/mnist/notebook/images/prompts.png").exists()
+    run = json.loads((folder / "results/mnist/a1_cond/config.json").read_text())
+    assert (run["data_source"], run["image_count"]) == ("mnist", 500)
+    assert run["description"].startswith("A1: ")
+    assert {path.name for path in folder.iterdir()} == {"results", "data", "common.py", "kit"}
 
 
-def test_the_comparison_runs_from_top_to_bottom_in_an_empty_folder(hosts, empty):
-    def smaller(source):
-        name = re.match(r"import (\w+)", source)
-        flags = TINY if name and name[1] in ("cgan", "cvae") else TINY + STEPS
-        return source if name and name[1] == "compare" else small(source, flags)
-
-    error, outputs = execute("compare", empty, hosts, smaller)
-    assert error is None, error
-    pages = [x["data"]["text/html"] for x in outputs if "text/html" in x.get("data", {})]
-    assert len(pages) == 1 and all(name in pages[0] for name in build.MODELS)
-    assert "Missing here" not in pages[0]
-
-
-def test_a_notebook_without_a_network_says_in_one_line_what_is_missing(hosts, empty):
-    dead = re.sub(r"127.0.0.1:\d+/", "127.0.0.1:9/", hosts)
-    error, outputs = execute("a1_cond", empty, dead, small)
-    assert error is not None
-    shown = [output["traceback"] for output in outputs if output["output_type"] == "error"]
-    assert len(shown) == 1 and len(shown[0]) == 1 and shown[0][0].startswith("error: MNIST:")
-    assert "data/MNIST/raw" in shown[0][0]
-
-
-def test_a_script_alone_says_what_belongs_beside_it(tmp_path):
-    """By the line that the traceback shows."""
-    source = (base.ROOT / "a4_full.py").read_text(encoding="utf-8")
-    (tmp_path / "a4_full.py").write_text(source, encoding="utf-8")
-    line = [sys.executable, "a4_full.py"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "import common  # this file of the repository" in done.stderr
+def test_a_script_alone_shows_what_belongs_beside_it(cli, tmp_path):
+    (tmp_path / "a4_full.py").write_bytes((ROOT / "a4_full.py").read_bytes())
+    done = cli("a4_full.py", tmp_path, 1, {"PYTHONPATH": ""}, tmp_path)
+    assert "import common  # a file of this repository; it needs" in done.stderr

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import random
 import re
 import sys
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ WRONG = {  # flags -> words of the one line
     "--dataset quickdraw --classes cat": ("--classes",),
     "--classes cat dog": ("--classes", "zero"),
     "--emnist-split other": ("--emnist-split", "other"),
-    "--clip nowhere.pt --train-steps 2": ("nowhere.pt", "no such file"),
+    "--clip nowhere.pt --train-steps 2": ("--clip", "nowhere.pt"),
     "--prompt=": ("--prompt", "readable"),
     "--prompt": ("--prompt",),
 }
@@ -131,6 +132,28 @@ def test_the_arguments_of_a_notebooks_kernel_are_not_ours(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/colab_kernel_launcher.py", "-f", "/x/kernel.json"])
     assert a4_full.Config.parse() == a4_full.Config()
     assert a4_full.Config.parse(["--prompt", "7", "--n", "3"]).n == 3
+
+
+VALUES = "-1 0 1 3 0.5 1e309 nan -inf 1e9 016 +2 ½ ٣ 1_000 0x10 1,2 seven 七 😀 \\ $x$ - -- %s{}"
+VALUES = [*VALUES.split(" "), "", " ", "\0", "/dev/null", "~nobody/x", "mnist", "tiny"]
+
+
+def test_any_command_line_is_read_or_refused_in_one_line(tmp_path, monkeypatch):
+    """300 made-up ones; nothing is started, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    dice, refused = random.Random(0), 0
+    for _ in range(300):
+        config = importlib.import_module(dice.choice(SCRIPTS)).Config
+        names = [*config.__dataclass_fields__, "promt", "gamma", "scale", "no-fresh"]
+        flags = [f"--{name.replace('_', '-')}" for name in dice.choices(names, k=2)]
+        sizes = dice.choices((0, 1, 1, 1, 2), k=2)  # values after a flag
+        line = [x for flag, k in zip(flags, sizes) for x in (flag, *dice.choices(VALUES, k=k))]
+        try:
+            config.parse(line)
+        except UserError as error:
+            assert str(error).startswith("error: ") and "\n" not in str(error), line
+            refused += 1
+    assert 100 < refused < 300 and not [*tmp_path.iterdir()]
 
 
 def comments_of(path: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """--dataset PATH: a folder of one's own pictures, from its names to a generated image."""
 
-import os
 import re
 import shutil
 import unicodedata
@@ -13,7 +12,7 @@ from conftest import ROOT, data_args, only_error
 from PIL import Image
 
 import a1_cond
-from kit import attributes, words
+from kit import words
 from kit.data import load_dataset
 from kit.files import UserError
 from kit.folder import read_picture
@@ -99,20 +98,15 @@ def test_folders_of_tools_hold_no_pictures_to_learn_from(tmp_path, capfd):
     assert re.findall(r"\b2[0-9]\b", said.removeprefix(str(folder))) == ["20", "21"]
 
 
-@pytest.mark.parametrize("genuine", [False, True])
-def test_light_on_dark_pictures_of_28_x_28_are_taken_as_they_are(tmp_path, genuine):
+def test_light_on_dark_pictures_of_28_x_28_are_taken_as_they_are(tmp_path):
     images = np.zeros((2, 20, 28, 28), np.uint8)
     images[:, :, 10:18, 8:20] = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 12))
     images[:, :, 12, 12:14] = 0, 255
-    if genuine and not QUICKDRAW.exists():
-        pytest.skip("the genuine bitmaps are not here")
-    if genuine:
-        images = [
-            np.load(QUICKDRAW / f"{x}.npy")[:20].reshape(20, 28, 28) for x in ("cat", "train")
-        ]
-    found = load(fill(tmp_path / "own", ("cat", "train"), images))[0].numpy().astype(int)
-    expected = np.concatenate([np.delete(group, [9, 19], 0) for group in images])
-    assert (abs(found - expected).max((1, 2)) <= 2 * genuine).mean() > 0.94
+    if QUICKDRAW.exists():
+        images[1] = np.load(QUICKDRAW / "cat.npy")[:20].reshape(20, 28, 28)
+    found = load(fill(tmp_path / "own", images=images))[0].numpy().astype(int)
+    apart = abs(found - np.delete(images, [9, 19], 1).reshape(-1, 28, 28)).max((1, 2))
+    assert not apart[:18].any() and (apart[18:] <= 2).mean() > 0.9
 
 
 def test_proportions_are_kept_and_any_mode_is_read(tmp_path):
@@ -134,11 +128,8 @@ def test_proportions_are_kept_and_any_mode_is_read(tmp_path):
     star[10:18, 10:18] = 255
     Image.fromarray(star, "LA").save(tmp_path / "star.png")
     assert np.array_equal(read_picture(tmp_path / "star.png"), star[..., 0]), "white stays white"
-
-
-def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
     image, exif = Image.fromarray(np.tile(np.arange(60, dtype=np.uint8) * 4, (30, 1))), Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # to be turned by 90 degrees, as the camera was held
     image.save(tmp_path / "turned.jpg", exif=exif)
     found = read_picture(tmp_path / "turned.jpg")
     assert found[2:26, 14].std() > 50 and found[14, 9:19].std() < 10
@@ -147,8 +138,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
 def wrong(folder, *said):
     with pytest.raises(UserError) as caught:
         load(folder)
-    assert "\n" not in caught.value.text and all(x in caught.value.text for x in said), caught.value
-    caught.value.text.encode()
+    assert all(x in caught.value.text.encode().decode() for x in said), caught.value
 
 
 def test_what_is_no_data_set_is_one_line(rings, tmp_path):
@@ -161,18 +151,11 @@ def test_what_is_no_data_set_is_one_line(rings, tmp_path):
     few = shutil.copytree(rings, tmp_path / "few")
     (few / "Z" / "000.png").unlink()
     wrong(few, "'z' has 19 pictures")
+    shutil.copytree(rings, tmp_path / "odd")
+    (tmp_path / "odd" / "Z").rename(tmp_path / "odd" / "!!!")
+    wrong(tmp_path / "odd", "rename the folder")
     with pytest.raises(UserError, match="mnist is taken"):
         a1_cond.Config(dataset=str(tmp_path / "mnist"))
-
-
-@pytest.mark.parametrize("name", [b"\xff\xfe\xfa", b"!!!", b"x" * 80, b"_ -"])
-def test_a_folder_name_that_is_no_text_is_one_line(rings, tmp_path, name):
-    folder = shutil.copytree(rings, tmp_path / "odd")
-    try:
-        os.rename(os.fsencode(folder / "Z"), os.fsencode(folder) + b"/" + name)
-    except OSError:
-        pytest.skip("this disk takes no such name")
-    wrong(folder, "rename the folder")
 
 
 def test_broken_pictures_are_counted_and_named_in_one_line(rings, tmp_path, capfd):
@@ -192,14 +175,6 @@ def test_what_a_run_writes_does_not_lie_among_the_pictures(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="inside the folder of pictures"):
         a1_cond.Config.parse(flags.format(tmp_path).split())
-
-
-def test_words_that_name_a_class_are_said_of_none(tmp_path, capfd):
-    config = config_of(fill(tmp_path / "mine", ("thick lines", "Z")))
-    values = np.random.default_rng(0).normal(size=(100, 2))
-    assert [*attributes.thresholds(config, values)] == ["slant"]
-    (said,) = capfd.readouterr().err.splitlines()
-    assert "thick" in said and "class" in said
 
 
 @pytest.mark.usefixtures("coarse_figures")

@@ -21,7 +21,8 @@ from collections import defaultdict
 
 import publish
 import pytest
-from test_readme import ENGLISH, PAGES, PAIRS, ROOT, TEXTS
+from conftest import ROOT
+from test_readme import ENGLISH, PAGES, PAIRS, TEXTS
 
 MARK = re.compile(r"<!-- (results/[\w.]+\.csv(?:, results/[\w.]+\.csv)*)(?:: (.+))? -->")
 # A number with its unit; none inside a name (a4, ViT-B/32, 2-D).
@@ -33,31 +34,24 @@ NUMBER = re.compile(
 )
 MINUTES = re.compile(r"(\d+) (?:min|分钟?) (\d+)(?= s| 秒)")
 # What a number of the file may be multiplied by to be printed with this unit.
-FACTORS = {"%": (100,), "GB": (1, 1e-3), None: (1, 100)}
-FACTORS |= dict.fromkeys(("min", "分钟"), (1, 1 / 60))
-FACTORS |= dict.fromkeys(("h", "小时"), (1, 1 / 3600))
+FACTORS = {"%": (100,), "GB": (1, 1e-3), None: (1, 100), "min": (1, 1 / 60), "h": (1, 1 / 3600)}
+FACTORS |= {"分钟": FACTORS["min"], "小时": FACTORS["h"]}
 ABOUT = "hardware date command samples_crc32 judge_crc32".split()  # columns without a result
 SETTINGS = ["scale", "n", "sample_steps", "train_steps", "batch_size", "images a step", "steps"]
-
-# Tables that hold no measurement: page and number of the table in it -> why.
-NOT_MEASURED = {
-    ("metrics.md", 2): "quantiles, which are definitions",
-    ("run-folder.md", 0): "defaults: seconds between two checkpoints, numbers of images",
-    ("troubleshooting.md", 0): "messages; a size of a download; formulas",
-}
+NOT_MEASURED = {  # page and number of a table in it: definitions, defaults, messages
+    ("metrics.md", 2), ("run-folder.md", 0), ("troubleshooting.md", 0),
+}  # fmt: skip
 
 
 def blocks(text):
-    """-> (the match of the comment or None, the rows of cells) of every table."""
+    """-> (the match of the comment or None, header and rows of cells) of every table."""
     tables, mark, before = [], None, ""
     for line in text.splitlines():
         if line.startswith("|"):
             if not before.startswith("|"):
                 tables.append((mark, []))
             tables[-1][1].append([cell.strip() for cell in line.strip().strip("|").split("|")])
-        if line:
-            mark = MARK.fullmatch(line)
-        before = line
+        mark, before = MARK.fullmatch(line) if line else mark, line
     return [(mark, [rows[0], *rows[2:]]) for mark, rows in tables]
 
 
@@ -69,14 +63,12 @@ def plain(cell):
 
 
 def numbers(cell):
-    """-> (text, unit, whether it follows ±) of each number. In a list, 88, 87 %, the last % counts
-    for the last alone: a share may be printed as 100 times itself without a sign."""
+    """-> (text, unit, whether it follows ±) of each number."""
     found = NUMBER.finditer(plain(cell))
     return [(match["digits"], match["unit"], bool(match["pm"])) for match in found]
 
 
 def value(text):
-    """A number as it is printed or filed -> float, or None."""
     try:
         return float(text.replace(",", "").replace("−", "-"))
     except ValueError:
@@ -98,43 +90,36 @@ def read(name):
 
 
 def text_columns(rows):
-    def is_text(column):
-        return any(row[column] and value(row[column]) is None for row in rows)
-
-    return [column for column in rows[0] if column not in ABOUT and is_text(column)]
+    texts = {x for row in rows for x in row if row[x] and value(row[x]) is None}
+    return [column for column in rows[0] if column in texts - {*ABOUT}]
 
 
-def labels(cell, parts=True):
-    """What a cell may be called in a file, the whole of it first."""
-    cell = re.sub(r"[`*]|\.py\b", "", cell).replace("–", " ")
-    whole = {cell, cell.replace("(nothing)", "")}
-    return [whole, set(re.split(r", | \(|\)", cell)) - {""}] if parts else [whole]
-
-
-def fitting(rows, label, columns):
-    """The rows that have this label, or all if it is none of theirs."""
+def fitting(rows, label, columns, parts=True):
+    """The rows that have this label or, of several parts, this part; all if none has."""
+    label = re.sub(r"[`*]|\.py\b", "", label).replace("–", " ")
+    choices = [{label, label.replace("(nothing)", "")}]
+    choices += [{*re.split(r", | \(|\)", label)} - {""}] * parts
     for column in columns:
-        named = [row[column].replace("–", " ") for row in rows]
-        for choice in label:
-            if choice & {*named}:
-                rows = [row for row, name in zip(rows, named) if name in choice]
+        for choice in choices:
+            found = [row for row in rows if row[column].replace("–", " ") in choice]
+            if found:
+                rows = found
                 break
     return rows
 
 
-def rows_for(everything, mark_label, header, cells, j):
+def rows_for(rows, mark_label, header, cells, j):
     """The rows of a file that the cell at j may speak of."""
-    columns, rows = text_columns(everything), everything
-    for label in (mark_label, header[j], cells[0]):
-        if label:
-            rows = fitting(rows, labels(label), columns)
+    there, columns = rows[0], text_columns(rows)
+    for label in filter(None, (mark_label, header[j], cells[0])):
+        rows = fitting(rows, label, columns)
     for k, cell in enumerate(cells):
         if k not in (0, j):
-            rows = fitting(rows, labels(cell, parts=False), columns)
-        if header[k] in everything[0] and header[k] in SETTINGS and numbers(cell):
+            rows = fitting(rows, cell, columns, parts=False)
+        if header[k] in there and header[k] in SETTINGS and numbers(cell):
             wanted = [value(digits) for digits, _, _ in numbers(cell)]
             rows = [row for row in rows if value(row[header[k]]) in wanted]
-    if header[j] in everything[0]:
+    if header[j] in there:
         keep = {header[j], f"{header[j]}_sd", "seed", *columns, *SETTINGS}
         rows = [{c: text for c, text in row.items() if c in keep} for row in rows]
     return rows
@@ -142,14 +127,11 @@ def rows_for(everything, mark_label, header, cells, j):
 
 def means(rows):
     """-> pairs of mean and standard deviation: those filed as such, and those over seeds."""
-    pairs, seeds = [], defaultdict(list)
-    for row in rows:
-        for column in row:
-            if row.get(f"{column}_sd"):
-                pairs.append((value(row[column]), value(row[f"{column}_sd"])))
-    columns = [column for column in text_columns(rows) + SETTINGS if column in rows[0]]
-    for row in rows if "seed" in rows[0] else []:
-        seeds[tuple(row[column] for column in columns)].append(row)
+    seeds = defaultdict(list)
+    sd = [(row[c], row[f"{c}_sd"]) for row in rows for c in row if row.get(f"{c}_sd")]
+    pairs = [(value(mean), value(deviation)) for mean, deviation in sd]
+    for row in rows if rows and "seed" in rows[0] else []:
+        seeds[tuple(row.get(column) for column in text_columns(rows) + SETTINGS)].append(row)
     for group in seeds.values():
         for column in rows[0]:
             filed = [value(row[column]) for row in group]
@@ -159,38 +141,29 @@ def means(rows):
 
 
 def filed(rows):
-    """Every number of the rows, those inside of texts too, and how many seeds they have."""
-    found = [len({row["seed"] for row in rows})] if "seed" in rows[0] else []
-    for row in rows:
-        for column, text in row.items():
-            if column in ABOUT or not text:
-                continue
-            number = value(text)
-            inside = [value(digits) for digits in re.findall(DIGITS, text)]
-            inside += [part / 100 for part in inside if "%" in text]
-            found += inside if number is None else [number]
+    """Every number of the rows, also those inside texts, and how many seeds they have."""
+    found = [len({row["seed"] for row in rows})] if rows and "seed" in rows[0] else []
+    for text in [row[c] for row in rows for c in row if c not in ABOUT and row[c]]:
+        inside = [value(digits) for digits in re.findall(DIGITS, text)]
+        inside += [part / 100 for part in inside if "%" in text]
+        found += inside if value(text) is None else [value(text)]
     return found
 
 
 def faults(text):
     """-> the cells of the marked tables with a number that no fitting row of their files has."""
     bad = []
-    for mark, (header, *table) in blocks(text):
-        if not mark:
-            continue
+    for mark, (header, *table) in [block for block in blocks(text) if block[0]]:
         files = [read(name) for name in mark[1].split(", ")]
         named = mark[2].split(", ") if mark[2] else []
         in_file = {*files[0][0]}.union(*(row.values() for row in files[0]))
         bad += [f"{mark[1]} has no {label}" for label in named if label not in in_file]
+        ordered = bool(named) and {*named} <= {*files[0][0]}
         for cells in table:
-            for j, cell in enumerate(cells):
-                if numbers(cell):
-                    rows = [rows_for(every, mark[2], header, cells, j) for every in files]
-                    if j and named and {*named} <= {*files[0][0]}:
-                        fine = in_order(cell, rows[0], named)
-                    else:
-                        fine = anywhere(cell, [part for part in rows if part])
-                    bad += [f"{mark[1]}: {cells[0]}: {cell}"] * (not fine)
+            for j, cell in [(j, cell) for j, cell in enumerate(cells) if numbers(cell)]:
+                rows = [rows_for(every, mark[2], header, cells, j) for every in files]
+                fine = in_order(cell, rows[0], named) if j and ordered else anywhere(cell, rows)
+                bad += [f"{mark[1]}: {cells[0]}: {cell}"] * (not fine)
     return bad
 
 
@@ -201,21 +174,17 @@ def in_order(cell, rows, columns):
 
 
 def anywhere(cell, files):
-    """Each number of the cell is among those of the rows, with a ± those of one column."""
+    """Each number of the cell is among those of the rows; mean ± deviation are of one column."""
     found, pairs = numbers(cell), [pair for rows in files for pair in means(rows)]
     every = [number for rows in files for number in filed(rows)]
     for (digits, unit, is_deviation), after in zip(found, [*found[1:], ("", None, False)]):
         if after[2]:
             fits = any(rounds_to(m, digits, unit) and rounds_to(sd, *after[:2]) for m, sd in pairs)
-        else:  # a deviation was seen with its mean
+        else:  # a deviation was checked with its mean
             fits = is_deviation or any(rounds_to(number, digits, unit) for number in every)
         if not fits:
             return False
     return True
-
-
-def marked(name):
-    return [(mark[0], rows[1:]) for mark, rows in blocks(TEXTS[name]) if mark]
 
 
 @pytest.mark.parametrize("name", ENGLISH)
@@ -225,19 +194,19 @@ def test_numbers_of_tables_are_those_of_the_files(name):
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
 def test_marked_tables_are_the_same_in_both_languages(english, chinese):
-    ours, theirs = marked(english), marked(chinese)
-    assert [mark for mark, _ in ours] == [mark for mark, _ in theirs]
-    for (mark, rows), (_, twins) in zip(ours, theirs):
-        for row, twin in zip(rows, twins, strict=True):
-            for cell, its_twin in zip(row, twin, strict=True):
-                values = [sorted(value(n[0]) for n in numbers(c)) for c in (cell, its_twin)]
-                assert values[0] == values[1], f"{mark}: {cell} | {its_twin}"
+    def marked(name):
+        found = [(mark[0], rows[1:]) for mark, rows in blocks(TEXTS[name]) if mark]
+        return [
+            (mark, [[sorted(value(n[0]) for n in numbers(x)) for x in row] for row in rows])
+            for mark, rows in found
+        ]
+
+    assert marked(english) == marked(chinese)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_table_of_measurements_names_its_file(name):
-    measured = re.compile(r"\d\.\d|\d ?(?:%|秒|分钟|(?:s|min)\b)")
-    page = name.split("/")[-1]
+    measured, page = re.compile(r"\d\.\d|\d ?(?:%|秒|分钟|(?:s|min)\b)"), name.split("/")[-1]
     for i, (mark, rows) in enumerate(blocks(publish.MARKED.sub("", TEXTS[name]))):
         if not mark and (page, i) not in NOT_MEASURED:
             assert not [cell for row in rows for cell in row if measured.search(plain(cell))]
@@ -246,18 +215,18 @@ def test_every_table_of_measurements_names_its_file(name):
 def test_a_changed_digit_is_found():
     """Each number of the English pages in turn, one more in its last digit."""
     changed, missed = 0, []
-    for name in ENGLISH:
-        for mark, (header, *table) in blocks(TEXTS[name]):
-            for cells in table if mark else []:
-                for j, cell in enumerate(cells[1:], 1):
-                    for match in NUMBER.finditer(cell if plain(cell) == cell else ""):
-                        end = match.end("digits")
-                        other = f"{cell[: end - 1]}{(int(cell[end - 1]) + 1) % 10}{cell[end:]}"
-                        row = [*cells[:j], other, *cells[j + 1 :]]
-                        lines = "\n".join(f"| {' | '.join(x)} |" for x in (header, header, row))
-                        changed += 1
-                        if not faults(f"{mark[0]}\n\n{lines}"):
-                            missed.append(f"{mark[1]}: {cell} -> {other}")
+    tables = [block for name in ENGLISH for block in blocks(TEXTS[name]) if block[0]]
+    rows = [(mark, header, cells) for mark, (header, *table) in tables for cells in table]
+    for mark, header, cells in rows:
+        for j, cell in enumerate(cells[1:], 1):
+            for match in NUMBER.finditer(cell if plain(cell) == cell else ""):
+                end = match.end("digits")
+                other = f"{cell[: end - 1]}{(int(cell[end - 1]) + 1) % 10}{cell[end:]}"
+                row = [*cells[:j], other, *cells[j + 1 :]]
+                lines = "\n".join(f"| {' | '.join(x)} |" for x in (header, header, row))
+                changed += 1
+                if not faults(f"{mark[0]}\n\n{lines}"):
+                    missed.append(f"{mark[1]}: {cell} -> {other}")
     assert changed > 500 and len(missed) < 0.1 * changed, missed
 
 
@@ -265,12 +234,8 @@ def test_a_changed_digit_is_found():
 
 
 @pytest.mark.parametrize("name", publish.PAGES)
-def test_the_tables_of_the_study_are_made_of_its_rows(name):
+def test_tables_and_sentences_about_the_study_have_its_numbers(name):
     assert publish.filled(TEXTS[name], "zh-CN" in name) == TEXTS[name], "study.py --publish"
-
-
-@pytest.mark.parametrize("name", publish.PAGES)
-def test_sentences_about_the_study_have_its_numbers(name):
     assert publish.unfounded(TEXTS[name]) == []
 
 

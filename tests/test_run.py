@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from conftest import ROOT, SMALL, TINY, contents, data_args, last_of, only_error, rows, run_folder
 from matplotlib.image import imread
 
+import a3_cfg
 import a4_full
 import cgan
 from kit.words import DIGITS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
@@ -29,7 +31,7 @@ OTHERS = {  # script -> its flags at the smallest size
     "cgan": f"{FLOW} --clip tiny",
     "cvae": f"{FLOW} --clip tiny",
 }
-LOSSES = {
+LOSSES = {  # the columns of loss.csv
     "cgan": ["generator_loss", "discriminator_loss"],
     "cvae": ["reconstruction_loss", "kl_loss"],
 }
@@ -74,8 +76,8 @@ def test_config_checkpoint_and_tables_are_those_of_the_design(finished):
     assert [row["step"] for row in log] == ["20", "40", "60"] and len(checkpoint["losses"]) == 3
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     costs = rows(run / "metrics" / "performance.csv")
-    assert [*costs[0]] == ["parameters", "train_seconds", "train_images_per_second", "scale",
-        "sample_images_per_second", "sample_steps", "peak_memory_mb", "device"]  # fmt: skip
+    names = "parameters train_seconds scale sample_images_per_second peak_memory_mb device"
+    assert {*names.split()} <= {*costs[0]}
     assert [row["scale"] for row in costs] == ["1.0", "2.0"]
     weights = sum(x.numel() for x in a4_full.UNet(a4_full.Config(), 64).parameters())
     assert int(costs[0]["parameters"]) == weights and 100 < float(costs[0]["peak_memory_mb"]) < 9000
@@ -290,27 +292,29 @@ def test_a_lost_output_is_made_again_the_same(copy, here, no_training):
 
 
 @pytest.mark.usefixtures("coarse_figures")
-def test_choices_of_sampling_generate_anew_without_training(copy, finished, here, no_training):
-    earlier, trained = table_of(copy)["images"], last_of(copy).read_bytes()
-    for flags in ("--samples 20", "--scales 2 4", "--eta 0", "--sample-steps 2",
+def test_choices_of_sampling_generate_anew_without_training(others, here, tmp_path, monkeypatch):
+    monkeypatch.setattr(a3_cfg, "train", lambda *_: pytest.fail("it trains"))
+    copy = shutil.copytree(others, tmp_path / "copy", symlinks=True)
+    first = (run_folder(copy, "a3_cfg") / SAMPLES).read_bytes()
+    earlier, trained = table_of(copy, "a3_cfg")["images"], last_of(copy, "a3_cfg").read_bytes()
+    command = f"a3_cfg.py {OTHERS['a3_cfg']}"
+    for flags in ("--samples 10", "--scales 2 4", "--eta 0", "--sample-steps 3",
                   "--contrast 1.5", "--interval 0 1000"):  # fmt: skip
-        done = here(f"{TINY} {flags}", copy)
-        now, name = table_of(copy), flags.split()[0][2:].replace("-", "_")
+        done = here(f"{command} {flags}", copy)
+        now, name = table_of(copy, "a3_cfg"), flags.split()[0][2:].replace("-", "_")
         assert "complete" not in done.stderr, flags
         assert now["images"].shape != earlier.shape or (now["images"] != earlier).any(), flags
-        config = json.loads((run_folder(copy) / "config.json").read_text())
-        assert config[name] == a4_full.Config.parse(flags.split()).choices()[name]
+        config = json.loads((run_folder(copy, "a3_cfg") / "config.json").read_text())
+        assert config[name] == a3_cfg.Config.parse(flags.split()).choices()[name]
         if flags == "--scales 2 4":
             assert {*now["scale"].tolist()} == {2.0, 4.0}
-        if flags == "--samples 20":  # fewer are the beginning of more
-            kind = (now["kind"] == "trained") & (now["scale"] == 1)
-            few, many = now["images"][kind].astype(int), earlier[:20]
-            assert len(few) == 20 and np.abs(few - many).max() <= 2
+        if flags == "--samples 10":  # fewer are the beginning of more
+            few = now["images"][(now["kind"] == "trained") & (now["scale"] == 1)].astype(int)
+            assert len(few) == 10 and np.abs(few - earlier[:10]).max() <= 2
         earlier = now["images"]
-    assert last_of(copy).read_bytes() == trained
-    here(TINY, copy)
-    samples = [(run_folder(x) / SAMPLES).read_bytes() for x in (copy, finished)]
-    assert samples[0] == samples[1]
+    assert last_of(copy, "a3_cfg").read_bytes() == trained
+    here(command, copy)
+    assert (run_folder(copy, "a3_cfg") / SAMPLES).read_bytes() == first
 
 
 def test_fresh_starts_over_and_moves_the_earlier_run_aside(others, here, tmp_path):
@@ -355,7 +359,7 @@ def test_what_they_draw_are_the_digits_that_were_asked_for(here, tmp_path, monke
     monkeypatch.setattr(pictures, "save_grid", lambda path, pixels, *_, **__: drawn.append(pixels))
     for name in DIGITS[::3]:
         here(f"a4_full.py --n 5 --prompt {name}", tmp_path)
-    read = [network.look(pixels)[1] for pixels in drawn]
+    read = [network.see(pixels)[1] for pixels in drawn]
     right = np.concatenate([labels == 3 * i for i, labels in enumerate(read)])
     assert right.sum() >= 18, read
 
@@ -365,7 +369,7 @@ def test_what_they_draw_are_the_digits_that_were_asked_for(here, tmp_path, monke
               "--clip ViT-B/32 --lr 1"])  # fmt: skip
 def test_they_are_not_used_for_what_they_were_not_trained_with(here, tmp_path, flags):
     done = here(f"{DRAW} 7 {flags}", tmp_path, check=1)
-    only_error(done, "nothing is trained in", "first: python a4_full.py --dataset")
+    assert re.search("nothing is trained|was trained with", only_error(done))
     assert not contents(tmp_path)
 
 
@@ -404,7 +408,7 @@ def test_a_picture_shows_n_images_and_a_class_that_is_not_known_is_noted(copy, h
 def test_a_model_that_is_trained_in_part_says_so(copy, here):
     checkpoint = torch.load(last_of(copy), weights_only=True)
     torch.save(checkpoint | {"step": 30}, last_of(copy))
-    assert "30 of 60 steps" in here(f"{DRAW} 7", copy).stderr
+    assert "30 of 60" in here(f"{DRAW} 7", copy).stderr
 
 
 @pytest.mark.parametrize("script", [script for script in OTHERS if script != "a0_uncond"])

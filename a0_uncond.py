@@ -1,13 +1,13 @@
-"""A0: what diffusion alone does. Images from noise, and no say in what they show.
+"""A0: unconditional diffusion. Images from noise, with no control over what they show.
 
-Idea      Learn to undo noise step by step; then start from nothing but noise.
-Changed   The first rung: everything after it is compared with this.
+Idea      Learn to remove noise step by step; then generate from pure noise.
+Changed   Nothing: this is the first step of the ladder, the baseline of all others.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a0_uncond.py --dataset mnist
-Result    FID 1.92 ± 0.06, coverage 83.9% ± 1.7%; nobody can say which digit comes
-          (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
+Result    FID 1.92 ± 0.06, coverage 83.9% ± 1.7%; the digit cannot be chosen
+          (three seeds, embedded data: docs/results.md)
 """
 
 import copy
@@ -27,18 +27,18 @@ from common import T
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
+    """The choices of this script: each field is a flag (--train-steps), its comment the help."""
 
     train_steps: int = 4600  # optimiser steps
     batch_size: int = 64  # images per step
-    lr: float = 5e-3  # peak learning rate of all weights but the convolutions'
+    lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
-    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
+    ema_decay: float = 0.999  # of the moving average of the weights, used to generate images
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
-    patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that the network reads
-    sample_steps: int = 18  # steps from noise to an image
+    patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that are folded into channels
+    sample_steps: int = 18  # sampling steps, from noise to an image
     eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as the reverse SDE
-    contrast: float = 1.07  # factor that stretches the pixels of the generated images
+    contrast: float = 1.07  # factor by which the generated pixels, in [-1, 1], are multiplied
 
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────
@@ -53,7 +53,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # each block starts as no more than its skip
+        nn.init.zeros_(self.conv2.weight)  # each block starts as its skip alone
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -98,7 +98,7 @@ class UNet(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in 1..T -> (B, width): sines, cosines (Vaswani et al. 2017), a small network."""
+    """t (B,) in 1..T -> (B, width): sinusoids (Vaswani et al. 2017), then a small network."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -116,13 +116,13 @@ class TimeEmbedding(nn.Module):
 def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.Tensor:
     """The mean squared error of v = model(x_t, t) over images x_0 (B, 1, 28, 28) in [-1, 1].
 
-    v mixes image and noise so that both can be had from it at any t:
+    v mixes image and noise so that both can be recovered from v and x_t at any t:
     x_0 = sqrt(a) x_t - sqrt(1 - a) v and eps = sqrt(1 - a) x_t + sqrt(a) v,
     where a = alphas_bar[t] is the squared weight of the image in x_t.
     """
     B = len(x_0)
-    # u: stratified over [0, 1], then more in the middle and of the noisy ones (Esser et al. 2024:
-    # s = 1.29; Eq. 23, shift 1.6): there it is decided what the image will show.
+    # u: stratified over [0, 1], then shifted to the middle (Esser et al. 2024, s = 1.29) and to
+    # noisier images (Eq. 23, shift 1.6): those t decide what the image will show.
     u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B
     u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
     u = 1.6 * u / (1 + 0.6 * u)
@@ -141,8 +141,8 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=None) -> torch.Tensor:
     """SDE-DPM-Solver++(2M): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    Lu et al. 2022. eta 0 adds no noise on the way, eta 1 as much as the reverse SDE. generators:
-    one for each image. film, a list, is given every (t, x_t).
+    Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as the reverse SDE. generators:
+    one for each image. film: a list to which every (t, x_t) is appended.
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2  # half the log-SNR
@@ -154,9 +154,9 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
         a, a_next, h = alphas_bar[t], alphas_bar[t_next], lambdas[t_next] - lambdas[t]
         v = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
         x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4
-        x0_hat = x0_hat.clamp(-1, 1)  # pixels end there
+        x0_hat = x0_hat.clamp(-1, 1)  # the range of pixels
         x0_ahead = x0_hat
-        if x0_before is not None and t_next > 0:  # where x0_hat is going: Lu et al. Alg. 2
+        if x0_before is not None and t_next > 0:  # extrapolate x0_hat: Lu et al. Alg. 2
             x0_ahead = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         z = common.noise(generators, 1, 28, 28).to(x_t.device)  # z ~ N(0, I)
         x_t = ((1 - a_next) / (1 - a)).sqrt() * (-eta * h).exp() * x_t
@@ -178,16 +178,16 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
-        for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
+        for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = torch.randint(len(images), (run.batch_size,), device=run.device)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        with run.autocast():  # bfloat16 where the device is fast in it
+        with run.autocast():  # bfloat16 on devices where it is fast
             loss = diffusion_loss(run.parallel(model), x_0, alphas_bar)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a shorter average at first
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -198,7 +198,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: flags, or None for those on the command line."""
+    """Train unless that is done, then generate. argv: flags, or None for the command line's."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):
@@ -209,9 +209,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(prompts, scale, generators, film=None):
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
-        v = ema  # as it is: nothing is asked for
+        v = ema  # the plain model: there is no text
         x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
-        return config.contrast * x_0  # a mean of what may be is seldom quite black or white
+        return config.contrast * x_0  # predicted means are rarely pure black or white
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

@@ -1,14 +1,14 @@
-"""A1: what a condition brings. The network is told, by a hand-made text vector, what to draw.
+"""A1: conditioning. A hand-made vector of the sentence controls what is generated.
 
-Idea      Add a vector made of the sentence to the time embedding; the network learns its meaning.
-Changed   Against a0_uncond.py: a sentence for each image, as a bag of words, read by every block.
+Idea      Add a vector of the sentence to the time embedding; the network learns what it means.
+Changed   Against a0_uncond.py: each image has a sentence, as a bag of words, read by every block.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a1_cond.py --dataset mnist
           python a1_cond.py --prompt "a thick seven leaning left" --n 16
-Result    96.2% ± 0.6% right, in phrasings never trained 70.1% ± 6.4%; FID 0.53 ± 0.06
-          (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
+Result    96.2% ± 0.6% right, in held-out phrasings 70.1% ± 6.4%; FID 0.53 ± 0.06
+          (right: the digit asked for, as judged; three seeds, embedded data: docs/results.md)
 """
 
 import copy
@@ -31,19 +31,19 @@ from common import T
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
+    """The choices of this script: each field is a flag (--train-steps), its comment the help."""
 
     train_steps: int = 4600  # optimiser steps
     batch_size: int = 64  # images per step
-    lr: float = 5e-3  # peak learning rate of all weights but the convolutions'
+    lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
-    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
+    ema_decay: float = 0.999  # of the moving average of the weights, used to generate images
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
-    patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that the network reads
-    sample_steps: int = 18  # steps from noise to an image
+    patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that are folded into channels
+    sample_steps: int = 18  # sampling steps, from noise to an image
     eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as the reverse SDE
-    contrast: float = 1.07  # factor that stretches the pixels of the generated images
-    prompt: str | None = None  # generate this, for example "a thick seven leaning left"
+    contrast: float = 1.07  # factor by which the generated pixels, in [-1, 1], are multiplied
+    prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
 
 
@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # each block starts as no more than its skip
+        nn.init.zeros_(self.conv2.weight)  # each block starts as its skip alone
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         width = 2 * c2
         self.time = TimeEmbedding(width)
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("text_mean", torch.zeros(text_dim))  # of all training sentences
+        self.register_buffer("text_mean", torch.zeros(text_dim))  # over all training sentences
         self.register_buffer("text_std", torch.ones(()))
         self.patch = config.patch
         self.inp = nn.Conv2d(self.patch**2, c1, 3, padding=1)
@@ -93,7 +93,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        text = (text - self.text_mean) / self.text_std  # entries of about 1, their mean 0
+        text = (text - self.text_mean) / self.text_std  # mean 0, entries of size about 1
         condition = F.silu(self.time(t) + self.text(text))  # (B, width)
         h1 = self.inp(F.pixel_unshuffle(x_t, self.patch))  # (B, c1, 14, 14)
         h1 = self.down1(h1, condition)
@@ -108,7 +108,7 @@ class UNet(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in 1..T -> (B, width): sines, cosines (Vaswani et al. 2017), a small network."""
+    """t (B,) in 1..T -> (B, width): sinusoids (Vaswani et al. 2017), then a small network."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -121,7 +121,7 @@ class TimeEmbedding(nn.Module):
 
 
 class BagOfWords:
-    """The hand-made encoder: a word is a fixed random direction, a sentence the sum of its own."""
+    """A hand-made encoder: a word is a fixed random direction, a sentence the sum of its words."""
 
     name, crc32, dim = "bag of words", 0, 512
 
@@ -141,13 +141,13 @@ class BagOfWords:
 def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.Tensor:
     """The mean squared error of v = model(x_t, t) over images x_0 (B, 1, 28, 28) in [-1, 1].
 
-    v mixes image and noise so that both can be had from it at any t:
+    v mixes image and noise so that both can be recovered from v and x_t at any t:
     x_0 = sqrt(a) x_t - sqrt(1 - a) v and eps = sqrt(1 - a) x_t + sqrt(a) v,
     where a = alphas_bar[t] is the squared weight of the image in x_t.
     """
     B = len(x_0)
-    # u: stratified over [0, 1], then more in the middle and of the noisy ones (Esser et al. 2024:
-    # s = 1.29; Eq. 23, shift 1.6): there it is decided what the image will show.
+    # u: stratified over [0, 1], then shifted to the middle (Esser et al. 2024, s = 1.29) and to
+    # noisier images (Eq. 23, shift 1.6): those t decide what the image will show.
     u = (torch.arange(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B
     u = 1 - u - 1.29 * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
     u = 1.6 * u / (1 + 0.6 * u)
@@ -166,8 +166,8 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=None) -> torch.Tensor:
     """SDE-DPM-Solver++(2M): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    Lu et al. 2022. eta 0 adds no noise on the way, eta 1 as much as the reverse SDE. generators:
-    one for each image. film, a list, is given every (t, x_t).
+    Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as the reverse SDE. generators:
+    one for each image. film: a list to which every (t, x_t) is appended.
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2  # half the log-SNR
@@ -179,9 +179,9 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
         a, a_next, h = alphas_bar[t], alphas_bar[t_next], lambdas[t_next] - lambdas[t]
         v = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
         x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4
-        x0_hat = x0_hat.clamp(-1, 1)  # pixels end there
+        x0_hat = x0_hat.clamp(-1, 1)  # the range of pixels
         x0_ahead = x0_hat
-        if x0_before is not None and t_next > 0:  # where x0_hat is going: Lu et al. Alg. 2
+        if x0_before is not None and t_next > 0:  # extrapolate x0_hat: Lu et al. Alg. 2
             x0_ahead = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         z = common.noise(generators, 1, 28, 28).to(x_t.device)  # z ~ N(0, I)
         x_t = ((1 - a_next) / (1 - a)).sqrt() * (-eta * h).exp() * x_t
@@ -200,25 +200,25 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    captions = run.captions(images, labels)  # the training sentences, and which fit an image
+    captions = run.captions(images, labels)  # all training sentences, and which fit an image
     texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
     for net in (model, ema):
         net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
-        for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
+        for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.draw(run.batch_size)  # (B,)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
         said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
         text = texts[captions.find(i, said)]  # (B, dim)
-        with run.autocast():  # bfloat16 where the device is fast in it
+        with run.autocast():  # bfloat16 on devices where it is fast
             loss = diffusion_loss(partial(run.parallel(model), text=text), x_0, alphas_bar)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a shorter average at first
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -229,7 +229,7 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: flags, or None for those on the command line."""
+    """Train unless that is done, then generate. argv: flags, or None for the command line's."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
         v = partial(ema, text=run.encoder.encode_text(prompts).to(run.device))
         x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
-        return config.contrast * x_0  # a mean of what may be is seldom quite black or white
+        return config.contrast * x_0  # predicted means are rarely pure black or white
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model, ema)

@@ -1,17 +1,17 @@
-"""CGAN: the other family. Two networks that read the same text train each other.
+"""CGAN: a conditional GAN. A generator and a discriminator, conditioned on the same text.
 
-Idea      No noise to undo: one network draws in a single step, another learns to tell its images
-          from real ones.
-Changed   Against a2_clip.py: two networks, their losses, their optimisers and width, sampling in
-          one step.
+Idea      No denoising: one network generates in a single step, another learns to distinguish its
+          images from real ones.
+Changed   Against a2_clip.py: two networks, their losses and optimisers, shorter training, and
+          sampling in one step.
 Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014), relativistic pairs
           (Jolicoeur-Martineau 2019) with gradient penalties on real and generated images
           (Mescheder et al. 2018; together: R3GAN, Huang et al. 2024), projection discriminator
           (Miyato & Koyama 2018).
 Commands  python cgan.py --dataset mnist
           python cgan.py --prompt "a thick seven leaning left" --n 16
-Result    98.9% ± 0.6% right, in phrasings never trained 99.1% ± 0.3%; FID 1.32 ± 0.30
-          (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
+Result    98.9% ± 0.6% right, in held-out phrasings 99.1% ± 0.3%; FID 1.32 ± 0.30
+          (right: the digit asked for, as judged; three seeds, embedded data: docs/results.md)
 """
 
 import copy
@@ -30,21 +30,21 @@ import common  # a file of this repository; it needs the folder kit/ beside it
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
+    """The choices of this script: each field is a flag (--train-steps), its comment the help."""
 
     train_steps: int = 4000  # optimiser steps
     batch_size: int = 32  # images per step
     lr: float = 3e-4  # peak learning rate
-    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
-    # Narrower than the ladder's: a step costs two networks and two penalties.
+    ema_decay: float = 0.999  # of the moving average of the weights, used to generate images
+    # As in the ladder, though a step costs two networks and two penalties.
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
-    patch: Literal[2] = 2  # side in pixels of the squares that the network writes
+    patch: Literal[2] = 2  # side in pixels of the squares that are unfolded from channels
     z: int = 64  # entries of the noise vector z
-    # At 1, long training ended with nearly all twos alike.
+    # With 1, nearly all twos looked alike after long training.
     gamma: float = 3.0  # weight of the gradient penalties
-    prompt: str | None = None  # generate this, for example "a thick seven leaning left"
+    prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
-    clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if it cannot be had
+    clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if unavailable
 
     family = "GAN"
     film = "a walk from one z to another"
@@ -62,7 +62,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # each block starts as no more than its skip
+        nn.init.zeros_(self.conv2.weight)  # each block starts as its skip alone
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -73,16 +73,16 @@ class ResBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Draws images (B, 1, 28, 28) in [-1, 1] from z (B, Z) and text (B, dim)."""
+    """Generates images (B, 1, 28, 28) in [-1, 1] from z (B, Z) and text (B, dim)."""
 
     def __init__(self, config: Config, text_dim: int):
         super().__init__()
         c1, c2 = config.widths
         width = 2 * c2
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("text_mean", torch.zeros(text_dim))  # of all training sentences
+        self.register_buffer("text_mean", torch.zeros(text_dim))  # over all training sentences
         self.register_buffer("text_std", torch.ones(()))
-        # z alone: mixed with the text here, it was ignored, and all sevens were alike.
+        # z alone: with the text mixed in here, z was ignored, and all sevens looked alike.
         self.inp = nn.Linear(config.z, c2 * 7 * 7)
         self.middle1 = ResBlock(c2, c2, width)
         self.middle2 = ResBlock(c2, c2, width)
@@ -93,7 +93,7 @@ class Generator(nn.Module):
         self.patch = config.patch
 
     def forward(self, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        text = (text - self.text_mean) / self.text_std  # entries of about 1, their mean 0
+        text = (text - self.text_mean) / self.text_std  # mean 0, entries of size about 1
         condition = F.silu(self.text(text))  # (B, width)
         h = self.inp(z).view(len(z), -1, 7, 7)  # (B, c2, 7, 7)
         h = self.middle2(self.middle1(h, condition), condition)
@@ -105,7 +105,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Scores images (B, 1, 28, 28) with their texts (B, dim) -> (B,): higher is more real.
 
-    Without normalisation: R3GAN.
+    No normalisation, as in R3GAN.
     """
 
     def __init__(self, config: Config, text_dim: int):
@@ -128,7 +128,7 @@ class Discriminator(nn.Module):
 
 
 class TextProjection(nn.Module):
-    """Features (B, width), text (B, dim) -> (B,): how real it looks, plus how it fits the text."""
+    """Features (B, width), text (B, dim) -> (B,): how real it looks, plus how well it fits."""
 
     def __init__(self, dim: int, width: int):
         super().__init__()
@@ -138,7 +138,7 @@ class TextProjection(nn.Module):
 
     def forward(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         text = self.text((text - self.text_mean) / self.text_std)  # (B, width)
-        # Miyato & Koyama 2018, but for scale and bias.
+        # Miyato & Koyama 2018, except for scale and bias.
         return self.real(features)[:, 0] + (text * features).mean(1)
 
 
@@ -146,17 +146,17 @@ class TextProjection(nn.Module):
 
 
 def discriminator_loss(model: Discriminator, x, drawn, text, gamma: float) -> torch.Tensor:
-    """Real images x shall score above those drawn (B, 1, 28, 28) from the same text (B, dim)."""
+    """Low if real images x score above those generated, drawn, from the same text (B, dim)."""
     images = torch.cat([x, drawn.detach()]).requires_grad_()  # (2B, 1, 28, 28)
     scores = model(images, text.repeat(2, 1))
     (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     real, fake = scores.chunk(2)
-    penalty = slope.square().sum() / len(x)  # Mescheder et al. Eq. 9, on real and drawn images
+    penalty = slope.square().sum() / len(x)  # Mescheder et al. Eq. 9, on real and generated images
     return F.softplus(fake - real).mean() + gamma / 2 * penalty  # R3GAN's loss
 
 
 def generator_loss(model: Discriminator, x, drawn, text) -> torch.Tensor:
-    """Each drawn image shall score above the real one of the same text. Shapes as above."""
+    """Low if generated images score above real ones of the same text. Arguments as above."""
     return F.softplus(model(x, text) - model(drawn, text)).mean()
 
 
@@ -165,9 +165,9 @@ def generator_loss(model: Discriminator, x, drawn, text) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(model: Generator, z, z_end, text: torch.Tensor, film=None) -> torch.Tensor:
-    """z, z_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1] of z.
+    """z, z_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1], from z.
 
-    film, a list, is given (angle, images) of a walk from z to z_end.
+    film: a list to which (angle, images) are appended, for a walk from z to z_end.
     """
     if film is not None:
         for angle in torch.linspace(0, math.pi / 2, 11):
@@ -183,18 +183,18 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
     """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    captions = run.captions(images, labels)  # the training sentences, and which fit an image
+    captions = run.captions(images, labels)  # all training sentences, and which fit an image
     texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
     discriminator = Discriminator(config, run.encoder.dim).to(run.device)
     for net in (model, ema, discriminator.score):
         net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
-    adam = {"lr": config.lr, "betas": (0.0, 0.99), "fused": True}  # no momentum: R3GAN
+    adam = {"lr": config.lr, "betas": (0.0, 0.99), "fused": True}  # no momentum, as in R3GAN
     optimizer_g = torch.optim.Adam(model.parameters(), **adam)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
     modules = {"discriminator": discriminator, "optimizer": optimizer_g, "optimizer_d": optimizer_d}
     for step in run.steps(model=model, ema=ema, **modules):
         for group in optimizer_g.param_groups + optimizer_d.param_groups:
-            # Up in 100 steps, then straight down to 0.
+            # Warm up for 100 steps, then linearly to 0.
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.draw(run.batch_size)  # (B,)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
@@ -205,13 +205,13 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         optimizer_d.zero_grad()
         loss_d.backward()
         optimizer_d.step()
-        discriminator.requires_grad_(False)  # its turn is over: spare its gradients
+        discriminator.requires_grad_(False)  # the generator's step needs none of its gradients
         loss_g = generator_loss(discriminator, x, drawn, text)
         optimizer_g.zero_grad()
         loss_g.backward()
         optimizer_g.step()
         discriminator.requires_grad_(True)
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a shorter average at first
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -224,7 +224,7 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: flags, or None for those on the command line."""
+    """Train unless that is done, then generate. argv: flags, or None for the command line's."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):

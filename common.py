@@ -1,4 +1,4 @@
-"""The only file of ours that the scripts import: noise schedule, FID, and names from kit/."""
+"""The only module of this project that the scripts import: noise schedule, FID, parts of kit/."""
 
 import math
 from pathlib import Path
@@ -7,24 +7,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.clip import load_clip  # OpenAI's CLIP, or the small one of kit/tiny_clip.py
+from kit.clip import load_clip  # OpenAI's CLIP, or the small one from kit/tiny_clip.py
 from kit.config import Config  # the flags that all scripts share: dataset, out, seed, ...
 from kit.data import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
 from kit.files import download, load_tensors, progress, reading
 from kit.muon import Muon  # the optimiser: Muon for convolutions, AdamW for the rest
-from kit.pictures import complete  # whether all that a run saves is on disk
+from kit.pictures import complete  # whether everything a run saves is on disk
 from kit.pictures import save_outputs  # generates and saves a run's samples and pictures
 from kit.run import Run  # results/<dataset>/<script>/: data, training steps, checkpoints
-from kit.samples import noise  # Gaussian noise, each image's from a generator of its own
+from kit.samples import noise  # Gaussian noise, with one generator per image
 
 T = 1000  # diffusion steps
 INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 
 
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
-    """float32 (T + 1,), from 1 (clean) to about 0 (noise); DDIM's alpha.
+    """The cosine schedule: float32 (T + 1,), from 1 (clean) to about 0 (noise); DDIM's alpha.
 
-    Nichol & Dhariwal 2021 Eq. 17; betas are at most 0.999, as there.
+    Nichol & Dhariwal 2021 Eq. 17; betas are clipped to 0.999, as in the paper.
     """
     t = torch.arange(T + 1, dtype=torch.float64)
     f = torch.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -33,16 +33,16 @@ def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
 
 
 def inception_features(device: torch.device):
-    """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048), those before the last layer of
+    """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048), the input of the last layer of
     torchvision's Inception v3. Papers use TensorFlow's weights, so their FIDs differ.
     """
-    from torchvision.models import inception_v3  # no script needs torchvision
+    from torchvision.models import inception_v3  # the scripts do without torchvision
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
     path = download(INCEPTION, path, path.stem.split("-")[-1])
     # No transform_input: the pixels are in [-1, 1] already, as in its training.
     net = inception_v3(weights=None, init_weights=False, transform_input=False)
-    with reading(path, "delete it: it is no Inception v3 of torchvision"):
+    with reading(path, "delete it: it is not torchvision's Inception v3"):
         net.load_state_dict(load_tensors(path))
     net.fc = torch.nn.Identity()
     net.eval().to(device)
@@ -59,7 +59,7 @@ def inception_features(device: torch.device):
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Between Gaussians fitted to features (n, d) and (m, d): FID, Heusel et al. 2017 Eq. 6."""
+    """FID of features (n, d), (m, d): distance of fitted Gaussians, Heusel et al. 2017 Eq. 6."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     cov_a = np.atleast_2d(np.cov(a, rowvar=False))
     cov_b = np.atleast_2d(np.cov(b, rowvar=False))

@@ -1,15 +1,15 @@
-"""CVAE: the third family. An autoencoder whose code z can be drawn by chance.
+"""CVAE: a conditional VAE. An autoencoder whose code z can be sampled, given the text.
 
-Idea      One network writes an image down as a few numbers z, the other draws it again from z and
-          the text; z is kept near to what the text lets one expect, so that it can be drawn too.
+Idea      An encoder compresses an image to a few numbers z; a decoder reconstructs it from z and
+          the text. z is kept close to a prior conditioned on the text, from which it is sampled.
 Changed   Against cgan.py: an encoder and a prior in place of the discriminator, one loss of two
-          parts, one optimiser (the ladder's), its steps and batches.
+          parts; the optimiser, steps and batch size of the ladder.
 Papers    VAE (Kingma & Welling 2014), conditional VAE with a prior that reads the condition (Sohn
           et al. 2015), beta (Higgins et al. 2017).
 Commands  python cvae.py --dataset mnist
           python cvae.py --prompt "a thick seven leaning left" --n 16
-Result    98.6% ± 0.6% right, in phrasings never trained 98.7% ± 0.5%; FID 0.97 ± 0.03
-          (right: the asked digit, by the judge; three seeds, embedded data: docs/results.md)
+Result    98.6% ± 0.6% right, in held-out phrasings 98.7% ± 0.5%; FID 0.97 ± 0.03
+          (right: the digit asked for, as judged; three seeds, embedded data: docs/results.md)
 """
 
 import copy
@@ -28,21 +28,21 @@ import common  # a file of this repository; it needs the folder kit/ beside it
 
 @dataclass
 class Config(common.Config):
-    """The choices of this script: a field is a flag (--train-steps), its comment the help."""
+    """The choices of this script: each field is a flag (--train-steps), its comment the help."""
 
     train_steps: int = 4600  # optimiser steps
     batch_size: int = 64  # images per step
-    lr: float = 5e-3  # peak learning rate of all weights but the convolutions'
+    lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
-    ema_decay: float = 0.999  # of the moving average of the weights, which generates the images
+    ema_decay: float = 0.999  # of the moving average of the weights, used to generate images
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
-    patch: Literal[2] = 2  # side in pixels of the squares that the network reads and writes
+    patch: Literal[2] = 2  # side in pixels of the squares that are folded into channels and back
     z: int = 32  # entries of the code z
-    # 1 is the bound; at 2 more of the digits are right, at half of it fewer.
+    # 1 gives the evidence lower bound; at 2 more of the digits are right.
     beta: float = 2.0  # weight of the Kullback-Leibler divergence
-    prompt: str | None = None  # generate this, for example "a thick seven leaning left"
+    prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
-    clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if it cannot be had
+    clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if unavailable
 
     family = "VAE"
     film = "a walk from one z to another"
@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # each block starts as no more than its skip
+        nn.init.zeros_(self.conv2.weight)  # each block starts as its skip alone
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Draws logits of pixels (B, 1, 28, 28) from z (B, Z) and text (B, dim): p(x|z)."""
+    """z (B, Z), text (B, dim) -> logits of the pixels (B, 1, 28, 28): p(x|z)."""
 
     def __init__(self, config: Config, text_dim: int):
         super().__init__()
@@ -138,7 +138,7 @@ class VAE(nn.Module):
 
 
 def reparametrised(gaussian, noise: torch.Tensor) -> torch.Tensor:
-    """noise (B, Z), standard normal -> z, of which both mean and variance learn: K & W Sec. 2.4."""
+    """noise (B, Z), standard normal -> z, differentiable in mean and variance: K & W Sec. 2.4."""
     mean, log_var = gaussian
     return mean + (log_var / 2).exp() * noise
 
@@ -152,19 +152,19 @@ class Condition(nn.Module):
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("text_mean", torch.zeros(dim))  # of all training sentences
+        self.register_buffer("text_mean", torch.zeros(dim))  # over all training sentences
         self.register_buffer("text_std", torch.ones(()))
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
-        text = (text - self.text_mean) / self.text_std  # entries of about 1, their mean 0
+        text = (text - self.text_mean) / self.text_std  # mean 0, entries of size about 1
         return F.silu(self.net(text))
 
 
 class Prior(nn.Module):
     """text (B, dim) -> mean and log variance of z, (B, Z) each: Sohn et al. Sec. 4.1.
 
-    With N(0, I) in its place, z said again what the text had said, and drawn by chance it
-    contradicted the text: 82 % of the digits were right, and 42 % of the words.
+    With N(0, I) instead, z repeated what the text says, and a random z contradicted the text:
+    82% of the digits were right, and 42% of the attributes.
     """
 
     def __init__(self, config: Config, text_dim: int):
@@ -182,18 +182,18 @@ class Prior(nn.Module):
 
 
 def reconstruction_loss(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """-log p(x|z), in nats an image, the mean over images x (B, 1, 28, 28) in [-1, 1].
+    """-log p(x|z) in nats per image, averaged over images x (B, 1, 28, 28) in [-1, 1].
 
-    Each pixel is taken for a coin that shows white with the probability of its brightness.
+    Each pixel is a Bernoulli variable: the probability of white is its brightness.
     """
     white = (x + 1) / 2
     return F.binary_cross_entropy_with_logits(logits.float(), white, reduction="sum") / len(x)
 
 
 def kl_loss(posterior, prior) -> torch.Tensor:
-    """How far q(z|x) is from p(z|text), in nats an image: what z says of its image.
+    """KL(q(z|x) || p(z|text)) in nats per image: what z adds to the text about its image.
 
-    Each is (mean, log variance), (B, Z) each. Gaussians: Kingma & Welling, Appendix B.
+    Both are Gaussians (mean, log variance), (B, Z) each: Kingma & Welling, Appendix B.
     """
     (mean, log_var), (expected, log_expected) = posterior, prior
     mean, log_var, expected, log_expected = (
@@ -208,9 +208,9 @@ def kl_loss(posterior, prior) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(model: VAE, noise, noise_end, text: torch.Tensor, film=None) -> torch.Tensor:
-    """noise, noise_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1] of noise.
+    """noise, noise_end (B, Z), text (B, dim) -> images (B, 1, 28, 28) in [-1, 1], from noise.
 
-    film, a list, is given (angle, images) of a walk from noise to noise_end.
+    film: a list to which (angle, images) are appended, for a walk from noise to noise_end.
     """
     prior = model.prior(text)
     if film is not None:
@@ -223,7 +223,7 @@ def sample(model: VAE, noise, noise_end, text: torch.Tensor, film=None) -> torch
 
 @torch.no_grad()
 def decode(model: VAE, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The mean of p(x|z): where z leaves open how a stroke runs, the mean of all ways is smooth."""
+    """The mean of p(x|z), in [-1, 1]: smooth where z leaves a stroke undetermined."""
     return 2 * model.decoder(z, text).sigmoid() - 1
 
 
@@ -234,27 +234,27 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
     """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
-    captions = run.captions(images, labels)  # the training sentences, and which fit an image
+    captions = run.captions(images, labels)  # all training sentences, and which fit an image
     texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
     for net in (model, ema):
         for part in (net.encoder, net.prior, net.decoder):
             part.condition.text_mean, part.condition.text_std = texts.mean(0), texts.std(0).mean()
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
-        for group in optimizer.param_groups:  # up in 100 steps, then straight down to 0
+        for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.draw(run.batch_size)  # (B,)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
         said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
         text = texts[captions.find(i, said)]  # (B, dim)
-        with run.autocast():  # bfloat16 where the device is fast in it
+        with run.autocast():  # bfloat16 on devices where it is fast
             logits, posterior, prior = run.parallel(model)(x, text)
         reconstruction, kl = reconstruction_loss(logits, x), kl_loss(posterior, prior)
         loss = reconstruction + config.beta * kl  # with beta 1 the negative of Sohn et al. Eq. 4
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # shorter in the first steps
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a shorter average at first
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
@@ -265,7 +265,7 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What the command above does. argv: flags, or None for those on the command line."""
+    """Train unless that is done, then generate. argv: flags, or None for the command line's."""
     config = Config.parse(argv)
     run = common.Run(config)
     if common.complete(run):
@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     @torch.no_grad()
     def reconstruct(x, prompts):
         text = run.encoder.encode_text(prompts).to(run.device)
-        mean, _ = ema.encoder(x, text)  # the likeliest z
+        mean, _ = ema.encoder(x, text)  # the most likely z
         return decode(ema, mean, text)
 
     if config.prompt is None and run.step < config.train_steps:

@@ -1,4 +1,4 @@
-"""What prompts say beside the class: measures of an image, and words for low and high ones.
+"""Attributes that prompts may ask for: measures of an image, and words for low and high values.
 
 Thickness and slant are measured as in Morpho-MNIST (Castro et al. 2019).
 """
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from kit.files import memory, progress, say
 from kit.words import data_kind
 
-WORDS = {  # measure -> the words for low and for high, the share of images that each fits
+WORDS = {  # measure -> the words for low and high values, the share of images that each fits
     "thickness": ("thin", "thick", 0.25),
     "slant": ("leaning left", "leaning right", 0.2),
     "ink": ("simple", "detailed", 0.25),
     "shape": ("tall", "wide", 0.25),
 }
-LEAST = 0.05  # share of images that each word must fit
-SCALE = 4  # images are enlarged so much before their strokes are measured
+LEAST = 0.05  # share of images that a word must fit at least
+SCALE = 4  # factor by which images are enlarged to measure their strokes
 
 
 def thickness(pixels: np.ndarray) -> np.ndarray:
-    """Mean width of the strokes in pixels: twice their distance to the background, where that is
-    the largest among 8 neighbours.
+    """Mean stroke width in pixels: twice the distance to the background, averaged over the local
+    maxima of that distance.
     """
-    from scipy import ndimage  # takes 0.2 s, and a prompt needs none
+    from scipy import ndimage  # takes 0.2 s, and --prompt does not need it
 
     widths = np.full(len(pixels), np.nan)
     images = torch.tensor(pixels.copy())[:, None].float()
@@ -49,7 +49,7 @@ def moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def slant(pixels: np.ndarray) -> np.ndarray:
-    """In degrees; above 0 leans right. y points down, hence the minus."""
+    """Slant in degrees; positive leans right. The minus is there because y points down."""
     _, xy, yy = moments(pixels)
     return np.degrees(np.arctan2(-xy, yy))
 
@@ -67,7 +67,7 @@ def ink(pixels: np.ndarray) -> np.ndarray:
 
 
 def measures_of(config) -> list[str]:
-    """The names of two functions above; QuickDraw's strokes have one thickness."""
+    """The names of the two measures that apply; all QuickDraw strokes are equally thick."""
     return ["ink", "shape"] if data_kind(config) == "quickdraw" else ["thickness", "slant"]
 
 
@@ -83,9 +83,9 @@ def measure_all(pixels: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
-    """values: measured() of all training images -> measure -> word -> where it begins.
+    """values: measured() of all training images -> {measure: {word: threshold}}.
 
-    Measures in which the images hardly differ, or whose words name a class, are left out.
+    Measures that hardly vary, or whose words occur in the name of a class, are left out.
     """
     chosen, names = {}, {word for name in config.classes for word in name.lower().split()}
     for measure, value in zip(measures_of(config), values.T):
@@ -94,7 +94,7 @@ def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
         low, high = np.quantile(known, [q, 1 - q]) if len(known) else (0.0, 0.0)
         alike = min((value < low).mean(), (value > high).mean()) < LEAST
         if alike or names & {*" ".join(words).split()}:
-            why = f"the images hardly differ in {measure}" if alike else "a class has such a name"
+            why = f"the images hardly differ in {measure}" if alike else "a class has that name"
             say(f"{config.dataset}: no prompts with {' and '.join(words)}, since {why}")
         else:
             chosen[measure] = dict(zip(words, (float(low), float(high))))

@@ -20,8 +20,8 @@ from kit.words import readable
 VIT = "https://openaipublic.azureedge.net/clip/models/"
 VIT += "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
 TINY = ROOT / "assets" / "tiny_clip.pt"  # for MNIST; missing in a notebook
-LENGTH, START, END = 77, 49406, 49407  # tokens of a text; the first and the last one
-MANY = 500  # texts that are worth a file in the cache
+LENGTH, START, END = 77, 49406, 49407  # number of tokens of a text; ids of the first and the last
+MANY = 500  # only more texts than this are cached on disk
 
 
 @functools.cache
@@ -58,7 +58,7 @@ class Clip:
     """A CLIP with name, crc32 (of its file) and dim. Encoders return float32 rows of length 1."""
 
     def __init__(self, name: str, path: Path, device: torch.device, data_dir: Path):
-        with reading(path, "it is no CLIP checkpoint, or damaged; choose another with --clip"):
+        with reading(path, "it is damaged or not a CLIP checkpoint; choose another with --clip"):
             state = read_state(path)
             self.learned = state.pop("learned", None)  # of tiny CLIP: the data set and its classes
             self.model = clip_module("model").build_model(state).float().to(device)
@@ -67,7 +67,7 @@ class Clip:
         self.memory, self.known = memory(data_dir), {}
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim). Each distinct text is read once. UserError for more than 77 tokens."""
+        """-> (n, dim). Each distinct text is encoded once. UserError for more than 77 tokens."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         read = self.memory.cache(read_texts, ignore=["clip"]) if len(new) > MANY else read_texts
         self.known |= zip(new, torch.from_numpy(read(self, self.crc32, new)))
@@ -83,9 +83,9 @@ class Clip:
 
 @torch.no_grad()
 def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
-    """-> (n, dim). One by one, so that none depends on the others. crc32 is for the cache."""
+    """-> (n, dim). One by one, so that no vector depends on other texts. crc32: for the cache."""
     vectors = torch.zeros(len(texts), clip.dim)
-    bar = progress(texts, "reading captions", unit="text", leave=False)
+    bar = progress(texts, "encoding texts", unit="text", leave=False)
     for vector, text in zip(vectors, bar):
         tokens = tokenize([readable(text)]).to(clip.device)
         vector[:] = F.normalize(clip.model.encode_text(tokens), dim=-1)[0]
@@ -111,7 +111,7 @@ def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def tiny_path(config) -> Path:
-    """Where the tiny CLIP for these classes is, or will be."""
+    """The file of the tiny CLIP for these classes, whether it exists or not."""
     if config.name == "mnist" and TINY.exists():
         return TINY
     key = zlib.crc32(json.dumps(config.classes).encode())
@@ -119,7 +119,7 @@ def tiny_path(config) -> Path:
 
 
 def load_clip(config, device: torch.device) -> Clip:
-    """The CLIP that --clip names; auto: ViT-B/32, or tiny where that cannot be had."""
+    """The CLIP that --clip names; auto: ViT-B/32, or tiny if that is unavailable."""
     name, path = config.clip, Path(config.clip).expanduser()
     if name in ("auto", "ViT-B/32"):
         path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it

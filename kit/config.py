@@ -1,4 +1,4 @@
-"""The choices of a script: a dataclass whose fields are flags and whose comments are their help."""
+"""The choices of a script: a dataclass whose fields are flags, with their comments as help."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,12 @@ COUNTS = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_clas
 
 @dataclass
 class DataConfig:
-    """What is learned. script: the file that defines the class; description: its first line."""
+    """The data to learn. script: the file that defines the class; description: its first line."""
 
     dataset: str = "mnist"  # mnist, emnist, quickdraw, or a folder with a subfolder for each class
     emnist_split: Literal["letters", "balanced", "byclass", "digits"] = "letters"  # part of EMNIST
-    classes: tuple[str, ...] = ()  # of QuickDraw, such as cat rainbow train; none: ten of them
-    per_class: int = 5000  # of QuickDraw: drawings of each class
+    classes: tuple[str, ...] = ()  # QuickDraw's, such as cat rainbow train; if not given, ten
+    per_class: int = 5000  # drawings of each QuickDraw class
     data_dir: Path = Path("data")  # where data sets and caches are kept
 
     def __init_subclass__(cls):
@@ -35,7 +35,7 @@ class DataConfig:
         cls.description = (module.__doc__ or "").strip().split("\n")[0]
 
     def __post_init__(self):
-        """UserError for choices that would silently do harm."""
+        """Expand ~, set name and classes. UserError for choices that would silently do harm."""
         for name, value in list(vars(self).items()):
             if isinstance(value, Path):
                 setattr(self, name, value.expanduser())
@@ -50,7 +50,7 @@ class DataConfig:
             if inside and self.dataset not in words.DATASETS:
                 raise UserError(f"{path} is inside the folder of pictures; choose another one")
         if self.dataset != self.name and self.name in words.DATASETS:
-            raise UserError(f"--dataset {folder}: rename the folder, {self.name} is taken")
+            raise UserError(f"--dataset {folder}: rename the folder, since {self.name} is taken")
         names = words.class_names(self)
         if self.classes and tuple(self.classes) != names:
             raise UserError(f"--classes: the classes of {self.dataset} are {', '.join(names)}")
@@ -58,12 +58,12 @@ class DataConfig:
 
     @classmethod
     def parse(cls, argv: list[str] | None = None, **default):
-        """Flags argv, or those of the command line -> choices. UserError for wrong flags."""
+        """argv, or None for the command line -> the choices. UserError for wrong flags."""
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")  # no character fails to print
+                stream.reconfigure(errors="backslashreplace")  # never fail to print a character
         sys.excepthook = report
-        if argv is None and "kernel_launcher" in sys.argv[0]:  # the arguments of a notebook
+        if argv is None and "kernel_launcher" in sys.argv[0]:  # those are Jupyter's arguments
             argv = []
         name, message = f"{cls.script}.py", io.StringIO()
         try:
@@ -81,16 +81,16 @@ class DataConfig:
 class Config(DataConfig):
     """The choices that all scripts share; each script adds its own."""
 
-    out: Path = Path("results")  # where runs are kept
+    out: Path = Path("results")  # the folder of all runs
     fresh: bool = False  # start over; the earlier run is moved aside
-    seed: int = 0  # of the training, and of the noise that images start from
-    device: str = "auto"  # cpu, cuda, cuda:1, mps, or auto: a GPU if there is one
+    seed: int = 0  # of training, and of the noise that images are generated from
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, or auto: a CUDA GPU if there is one
     samples: int = 2000  # images to generate for evaluation, at each guidance scale
 
-    # What may differ on a run that exists: SAMPLING needs new samples, FREE needs nothing.
+    # Choices that may change for a trained run; after SAMPLING ones its samples are outdated.
     SAMPLING = {"samples", "sample_steps", "eta", "contrast", "interval", "scales"}
     FREE = {"dataset", "data_dir", "out", "fresh", "device", "prompt", "n", "scale", "clip"}
-    # The values for a script that has no such field.
+    # Values for scripts without these flags.
     prompt, n, clip, scale, scales, interval, sample_steps = None, 16, "auto", 1.0, (1.0,), None, 1
     family = "diffusion"
     film = "x_t, from noise (t = 1000) to the image (t = 0)"  # the title of denoising.png
@@ -110,16 +110,16 @@ class Config(DataConfig):
                 self.checkpoint = shipped
 
     def has(self, field: str) -> bool:
-        """Whether the script has this field. "prompt": it reads text; "scales": it has guidance."""
+        """Whether the script has a flag: "prompt" if it reads text, "scales" if it has guidance."""
         return field in self.__dataclass_fields__
 
     def choices(self) -> dict:
-        """All fields, as JSON has them."""
+        """All fields, converted to JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     @classmethod
     def parse(cls, argv: list[str] | None = None):
-        """As above; with --prompt, choices that are not typed are those of the trained run."""
+        """As above; with --prompt, flags not given default to the choices of the trained run."""
         config = super().parse(argv)
         if config.prompt is None or not config.checkpoint.exists():
             return config

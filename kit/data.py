@@ -1,4 +1,4 @@
-"""MNIST, EMNIST, QuickDraw or a folder of pictures, as pixels uint8; pixels as images."""
+"""Load MNIST, EMNIST, QuickDraw or a folder of pictures; convert between pixels and images."""
 
 import gzip
 import urllib.parse
@@ -20,16 +20,16 @@ QUICKDRAW_URL = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bit
 
 
 def load_dataset(config, split: str = "train") -> tuple[torch.Tensor, torch.Tensor, str]:
-    """split train or test -> pixels uint8 (N, 28, 28), labels int64 (N,), where they come from.
+    """split train or test -> pixels uint8 (N, 28, 28), labels int64 (N,), their source.
 
-    UserError if they cannot be had. No network in this repository is trained on the test split.
+    UserError if that fails. No network in this repository is trained on the test split.
     """
     kind = data_kind(config)
     if kind == "mnist":
         return mnist(config.data_dir, split)
     if kind == "emnist":
         return *emnist(config.data_dir, config.emnist_split, split), kind
-    from kit.folder import pictures  # digits need no Pillow
+    from kit.folder import pictures  # MNIST does not need Pillow
 
     groups = quickdraw(config) if kind == "quickdraw" else pictures(config)
     return *every_tenth(groups, split), kind
@@ -58,7 +58,7 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
             with network(MNIST_URL):
                 from torchvision.datasets import MNIST
 
-                MNIST(root / "torchvision", download=True)  # it overwrites no file of a user there
+                MNIST(root / "torchvision", download=True)  # which leaves a user's files alone
     except UserError as error:
         how = f"to use all 60,000 digits, put MNIST's four files into {root / 'MNIST' / 'raw'}"
         if not EMBEDDED["train"].exists():
@@ -74,7 +74,7 @@ def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
 
 
 def mnist_files(root: Path, part: str) -> list[Path]:
-    """part train or t10k -> [images, labels] under their usual names, packed or not, or []."""
+    """part train or t10k -> [images, labels] under their usual names, gzipped or not, or []."""
     for images in sorted(root.glob(f"**/MNIST/**/{part}-images[-.]idx3-ubyte*")):
         for labels in sorted(images.parent.glob(f"{part}-labels[-.]idx1-ubyte*")):
             return [images, labels]
@@ -82,12 +82,12 @@ def mnist_files(root: Path, part: str) -> list[Path]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in a file of MNIST's format, packed by gzip or not. ValueError for any other."""
+    """The array in an IDX file, MNIST's format, gzipped or not. ValueError for other files."""
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     if content[:3] != b"\0\0\x08":
-        raise ValueError("it is no IDX file of bytes")
+        raise ValueError("it is not an IDX file of bytes")
     shape = np.frombuffer(content, ">u4", content[3], offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
@@ -100,7 +100,7 @@ def embedded_mnist(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def emnist(root: Path, emnist_split: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """By torchvision (Cohen et al. 2017), but upright, and with labels that start from 0."""
+    """EMNIST (Cohen et al. 2017) from torchvision, turned upright, with labels from 0."""
     archive = root / "EMNIST" / "raw" / "gzip.zip"
     with reading(archive.parent, "delete it, or put the right gzip.zip there"):
         from torchvision.datasets import EMNIST
@@ -111,7 +111,7 @@ def emnist(root: Path, emnist_split: str, split: str) -> tuple[torch.Tensor, tor
             raise ValueError("gzip.zip is another file, or damaged")
         try:
             data = EMNIST(**options, download=archive.exists())  # which unpacks it
-        except RuntimeError:  # nothing is there
+        except RuntimeError:  # no file is there yet
             say(f"EMNIST: downloading {EMNIST.url}, 540 MB, once")
             with network(EMNIST.url):
                 data = EMNIST(**options, download=True)
@@ -123,7 +123,7 @@ def quickdraw(config) -> list[np.ndarray]:
     """-> for each class its first --per-class drawings, uint8 (n, 28, 28)."""
     groups = []
     for name in config.classes:
-        path = config.data_dir / "quickdraw" / f"{name}.npy"  # all of it, a user's
+        path = config.data_dir / "quickdraw" / f"{name}.npy"  # the complete file, from the user
         url = QUICKDRAW_URL + urllib.parse.quote(path.name)
         if not path.exists():
             path = path.with_name(f"{name}_{config.per_class}.npy")
@@ -139,21 +139,21 @@ def quickdraw(config) -> list[np.ndarray]:
 
 
 def fetch_drawings(url: str, n: int) -> np.ndarray:
-    """-> the first n rows of a .npy file uint8 (N, 784); no more is downloaded."""
+    """-> the first n rows of a .npy file uint8 (N, 784), without downloading the rest."""
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         np.lib.format.read_magic(answer)
         (rows, *_), _, dtype = np.lib.format.read_array_header_1_0(answer)
         drawings = np.frombuffer(answer.read(784 * min(n, rows)), dtype).reshape(-1, 784)
     if len(drawings) < min(n, rows):
-        raise ValueError(f"the connection broke off after {len(drawings)} drawings")
+        raise ValueError(f"the connection was lost after {len(drawings)} drawings")
     return drawings
 
 
 def every_tenth(groups: list[np.ndarray], split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of each class -> pixels, labels. Every tenth image of a class is the test split."""
+    """Images of each class -> pixels, labels of a split; the test split is every tenth image."""
     chosen = [np.flatnonzero((np.arange(len(x)) % 10 == 9) == (split == "test")) for x in groups]
     sizes = torch.tensor([len(rows) for rows in chosen])
-    pixels, end = np.empty((int(sizes.sum()), 28, 28), np.uint8), 0  # without a second copy
+    pixels, end = np.empty((int(sizes.sum()), 28, 28), np.uint8), 0  # filled in place
     for images, rows in zip(groups, chosen):
         pixels[end : end + len(rows)] = images[rows]
         end += len(rows)

@@ -20,10 +20,9 @@ MARKERS = [*"os^Dv*X"]
 
 
 def save_rows(path: Path, classes: list[str], rows: dict[str, np.ndarray], title: str = "") -> Path:
-    """Save a grid with a row of images for each caption.
+    """Save a grid. rows: caption -> pixels uint8 (n, 28, 28), the classes in turn.
 
-    rows: caption -> pixels uint8 (n, 28, 28), the classes in turn. Shown are two images of each
-    class; of more than 13 classes one image each, at most 26.
+    Shown are two images of each class; of more than 13 classes one image each, at most 26.
     """
     n = min(map(len, rows.values()))
     shown = np.arange(min(2 * len(classes), n))
@@ -103,10 +102,7 @@ def save_speed(path: Path, rows: pd.DataFrame, real: pd.Series) -> Path:
 
 
 def save_obedience(path: Path, shares: pd.DataFrame) -> Path:
-    """Save a panel for each model: shares of images as asked, against the guidance scale.
-
-    shares: see shares_of() in compare.py.
-    """
+    """Save a panel for each model: shares_of() of compare.py, against the guidance scale."""
     groups = shares.groupby("model", sort=False)
     figure = Figure(figsize=(5 * len(groups), 5), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
@@ -142,9 +138,9 @@ def save_confusion(path: Path, classes: list[str], matrices: dict[str, np.ndarra
 
 
 def load_films(paths: dict[str, Path]) -> list[dict]:
-    """Model -> film.npz -> films: prompts, scales, moments, and sprites.
+    """Model -> film.npz -> films: prompts, scales, moments, and sprites, one for each model.
 
-    sprites: of each model a picture of its frames, a row for each prompt and scale.
+    A sprite is a picture of all frames, with a row for each prompt and scale, as base64.
     """
     films = {}
     for model, path in paths.items():

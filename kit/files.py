@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
 LAUNCHED = distributed.is_available() and distributed.is_torchelastic_launched()  # by torchrun
-RANK = int(os.environ["RANK"]) if LAUNCHED else 0  # of this process; the first one writes files
-PATIENCE = 15  # seconds to wait for a host
+RANK = int(os.environ["RANK"]) if LAUNCHED else 0  # of this process; only rank 0 writes files
+PATIENCE = 15  # seconds to wait for a server
 
 
 class UserError(SystemExit):
@@ -37,14 +37,14 @@ def one_line(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """Print to stderr; of several processes only the first does."""
+    """Print to stderr, in the first process only."""
     if RANK == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str):
-    """Turn whatever a missing, damaged or edited file raises into a UserError."""
+    """Turn any error from a missing, damaged or edited file into a UserError."""
     try:
         yield
     except Exception as error:  # zlib's, pickle's, zipfile's, json's, ...
@@ -63,7 +63,7 @@ def writing(path: Path):
 
 
 def progress(*args, **options) -> tqdm:
-    """A progress bar; where stderr is no terminal, a line every ten seconds."""
+    """A progress bar; if stderr is not a terminal, a line every ten seconds."""
     style = {"disable": RANK > 0, "leave": sys.stderr.isatty()}
     if not sys.stderr.isatty():
         style |= {"delay": 10, "mininterval": 10, "bar_format": "{l_bar}{bar:10}{r_bar}\n"}
@@ -71,7 +71,7 @@ def progress(*args, **options) -> tqdm:
 
 
 def save_file(path: Path, write) -> None:
-    """Call write(file) on a temporary file, then rename it: path is never half written."""
+    """Save what write(file) writes, by way of a temporary file: path is never half written."""
     content, temporary = io.BytesIO(), path.with_name(f".{path.name}.part")
     write(content)
     with writing(path):
@@ -91,15 +91,15 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def save_table(path: Path, rows, float_format: str | None = None) -> None:
     """Write a CSV file. rows: a DataFrame or a list of dicts."""
-    import pandas as pd  # takes 0.3 s, and a prompt needs none
+    import pandas as pd  # takes 0.3 s, and --prompt does not need it
 
     text = pd.DataFrame(rows).to_csv(index=False, float_format=float_format, lineterminator="\n")
     save_file(path, lambda file: file.write(text.encode()))
 
 
 def load_tensors(path: Path):
-    """Read what torch.save() wrote, without unpickling code. ValueError if it is damaged."""
-    with zipfile.ZipFile(path) as archive:  # torch.load() compares no checksums
+    """Load what torch.save() wrote, without running pickled code. ValueError if it is damaged."""
+    with zipfile.ZipFile(path) as archive:  # torch.load() does not verify checksums
         if archive.testzip():
             raise ValueError(f"{archive.testzip()} in it is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -111,13 +111,13 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def memory(folder: Path) -> Memory:
-    """A cache on disk of what functions return, found by the content of their arguments."""
+    """An on-disk cache of function results, keyed by the content of the arguments."""
     writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
     return Memory(folder / "cache" if writable else None, verbose=0)
 
 
 def lock(path: Path) -> FileLock:
-    """-> path's lock, until .release() or the end of this process. UserError if it is taken."""
+    """Lock path until .release() or the end of this process. UserError if it is locked already."""
     with writing(path):
         held = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True, thread_local=False)
         try:
@@ -128,7 +128,7 @@ def lock(path: Path) -> FileLock:
 
 @contextlib.contextmanager
 def network(url: str):
-    """Turn a host that does not answer, or a failed download of url, into a UserError."""
+    """Turn a server that does not answer, or a failed download of url, into a UserError."""
     reasons, before = [f"no answer within {PATIENCE} s"], socket.getdefaulttimeout()
 
     def ask() -> None:
@@ -138,7 +138,7 @@ def network(url: str):
         except Exception as error:  # of many kinds
             reasons[0] = one_line(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # no time-out ends a look-up of a name
+    thread = threading.Thread(target=ask, daemon=True)  # a timeout does not cover name resolution
     thread.start()
     thread.join(PATIENCE)
     socket.setdefaulttimeout(PATIENCE)
@@ -153,11 +153,11 @@ def network(url: str):
 
 
 def download(url: str, path: Path, sha256: str) -> Path:
-    """Download url to path unless it is there. sha256: the first digits of its hash, checked."""
+    """Download url to path unless it exists. sha256: the first digits of the expected hash."""
     if not path.exists():
         with writing(path), network(url):
             torch.hub.download_url_to_file(url, str(path), sha256, progress=RANK == 0)
-    with reading(path, "move it away, and it is downloaded again"):
+    with reading(path, "move it away to download it again"):
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
             raise ValueError("its SHA-256 is not the expected one")
     return path

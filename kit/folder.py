@@ -1,4 +1,4 @@
-"""A folder of pictures, a subfolder for each class: they become grey, light on dark, 28 x 28."""
+"""Load a folder of pictures, a subfolder for each class, as grey images, light on dark, 28 x 28."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from kit.files import UserError, memory, one_line, progress, say
 from kit.words import class_folders
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-LEAST = 20  # pictures of a class
+LEAST = 20  # minimum number of pictures of a class
 
 
 def pictures(config) -> list[np.ndarray]:
@@ -46,7 +46,7 @@ def paths_in(folders: list[Path]) -> list[Path]:
 
 
 def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:
-    """files: path, size, time -> pixels uint8 (n, 28, 28), the broken ones and why."""
+    """files: path, size, time (for the cache) -> pixels uint8 (n, 28, 28), broken ones and why."""
     pixels, broken = [], []
     for path, *_ in progress(files, "reading pictures", leave=False):
         try:
@@ -57,11 +57,11 @@ def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """-> grey uint8 (28, 28): the whole picture in its proportions, from black to white."""
+    """-> grey uint8 (28, 28): the whole picture, not distorted, stretched from black to white."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
-            image.draft("L", (56, 56))  # a JPEG is read smaller at once
+            image.draft("L", (56, 56))  # decode a JPEG at a reduced size
             grey = to_grey(ImageOps.exif_transpose(image))
     scale = 28 / max(grey.size)
     if grey.size != (28, 28):
@@ -69,21 +69,21 @@ def read_picture(path: Path) -> np.ndarray:
         grey = grey.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     inner = np.asarray(grey, np.float32)
     low, high = inner.min(), inner.max()
-    if high - low >= 32:  # less is an empty picture
+    if high - low >= 32:  # otherwise the picture is empty
         inner = (inner - low) * 255 / (high - low)
-    pixels = np.full((28, 28), np.median(frame(inner[None])), np.float32)  # around the picture
+    pixels = np.full((28, 28), np.median(frame(inner[None])), np.float32)  # margins
     top, left = (28 - inner.shape[0]) // 2, (28 - inner.shape[1]) // 2
     pixels[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
 def frame(pixels: np.ndarray) -> np.ndarray:
-    """The values at the borders of images (n, H, W)."""
+    """The border pixels of images (n, H, W)."""
     return np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """Any mode -> 8 bits of grey. What is transparent becomes dark if the rest is light."""
+    """Any mode -> 8-bit grey. Transparent areas become dark if the rest is light, else white."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more
         values = np.asarray(image, np.float32)
         if not np.isfinite(values).all():

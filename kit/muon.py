@@ -1,4 +1,4 @@
-"""Muon, an optimiser: momentum that turns all directions of a weight equally far."""
+"""Muon, an optimiser whose updates change all directions of a weight equally."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of convolutions, AdamW for all others (Jordan et al. 2024).
 
-    A weight (out, in, 3, 3) is read as a matrix (out, 9 in), and its momentum is replaced by the
+    A weight (out, in, 3, 3) is seen as a matrix (out, 9 in), and its momentum is replaced by the
     nearest orthogonal matrix: otherwise only a few directions with large gradients learn. Each
     group has its "lr" and, for schedules, its "peak". torch.optim.Muon takes matrices only.
     """
@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         muon, others = self.param_groups
-        self.adamw.param_groups, self.adamw.state = [others], self.state  # as a checkpoint left it
+        self.adamw.param_groups, self.adamw.state = [others], self.state  # both may be reloaded
         self.adamw.step()
         weights = [weight for weight in muon["params"] if weight.grad is not None]  # not frozen
         for weight, update in zip(weights, orthogonal([self.momentum(w) for w in weights])):
@@ -42,8 +42,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each (m, n) -> about the nearest orthogonal matrix: singular values from 0.7 to 1.2, by five
-    Newton-Schulz steps. Each makes P X of X, with a polynomial P of the smaller Gram matrix.
+    """Each (m, n) -> roughly the nearest orthogonal matrix (singular values 0.7 to 1.2), by five
+    Newton-Schulz steps. A step multiplies X by a polynomial of its smaller Gram matrix.
     """
     wide = [x if len(x) <= x.shape[1] else x.T for x in matrices]
     wide = [x / (x.norm() + 1e-7) for x in wide]

@@ -21,13 +21,13 @@ from kit.files import RANK, save_arrays, save_file, say
 from kit.run import Run, sampled_alike
 from kit.samples import PLAIN, generate, generators_of, load_samples, save_samples
 
-# Okabe & Ito: to be told apart by colour-blind eyes too.
+# Okabe & Ito's palette, which colour-blind readers can distinguish too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"
-FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # of film.npz
+FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # guidance scales in film.npz
 
 
 def use_plain_style() -> None:
-    """The same figures whatever matplotlibrc a user has; Chinese, and a $ that is a $."""
+    """Ignore the user's matplotlibrc, find fonts for Chinese, and show $ as it is."""
     names = sorted({font.name for font in font_manager.fontManager.ttflist})
     asian = [name for name in names if re.search("CJK|Hei|Gothic|PingFang|Arial Unicode", name)]
     matplotlib.rcdefaults()
@@ -42,7 +42,7 @@ def save_figure(path: Path, figure: Figure, **style) -> Path:
 
 
 def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3):
-    """pixels: images uint8 (28, 28), row by row. titles of columns, captions of rows."""
+    """pixels: images uint8 (28, 28), row by row. titles: of columns; captions: of rows."""
     use_plain_style()
     rows = math.ceil(len(pixels) / columns)
     canvas = np.full((rows * columns, 30, 30), 255, np.uint8)  # white between the images
@@ -58,11 +58,11 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     axes.spines[:].set_visible(False)
     lines = textwrap.wrap(textwrap.shorten(title, 300), max(20, int(15 * inches * columns)))
     axes.set_title("\n".join(lines), fontsize=7)
-    save_figure(path, axes.figure, bbox_inches="tight", pad_inches=0.05)  # text is outside
+    save_figure(path, axes.figure, bbox_inches="tight", pad_inches=0.05)  # with text outside
 
 
 def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
-    """losses: model -> rows of loss.csv. Faint as logged, bold the mean of 15 rows."""
+    """losses: model -> rows of loss.csv. Faint: as logged; bold: a moving average of 15 rows."""
     use_plain_style()
     lines = [(model, name) for model in losses for name in losses[model][0] if "loss" in name]
     kinds = sorted({name != "loss" for _, name in lines})  # denoising losses share a panel
@@ -83,7 +83,7 @@ def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
 
 
 def plain_log_scale(axis) -> None:
-    """Labels without mathematics, which parse_math has turned off."""
+    """Plain numbers as labels: powers of ten need parse_math, which is off."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
@@ -100,7 +100,7 @@ def shown_classes(classes: int, n: int) -> np.ndarray:
 
 
 def complete(run: Run) -> bool:
-    """Whether all that a run saves is on disk; if so, says it. Never so with --prompt."""
+    """Whether everything a run saves is on disk; prints that it is. Always False with --prompt."""
     config, names = run.config, ["samples.npz", "samples.png", "denoising.png"]
     names += ["prompts.png"] * config.has("prompt") + ["film.npz"] * config.has("scales")
     names += ["reconstructions.png"] * (config.family == "VAE")
@@ -115,7 +115,7 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
     """Save the samples and pictures of a run; with --prompt, one picture.
 
     draw(prompts, scale, generators, film) -> images (n, 1, 28, 28) in [-1, 1]; it appends (title,
-    images) to the list film. reconstruct(images, prompts) -> what an autoencoder makes of images.
+    images) to the list film. reconstruct(images, prompts) -> an autoencoder's reconstructions.
     """
     if run.config.prompt is not None:
         save_prompt_picture(run, draw)
@@ -140,7 +140,7 @@ def save_prompt_picture(run: Run, draw) -> None:
     if not words.names_a_class(config, prompt):
         say(f"note: the prompt names no class, such as {config.classes[0]}")
     if run.shipped:
-        say(f"using {run.last}; python {config.script}.py trains weights of your own")
+        say(f"using {run.last}; python {config.script}.py trains your own weights")
     if run.step < run.saved["train_steps"]:
         say(f"note: only {run.step} of {run.saved['train_steps']} training steps are done")
     pixels, _ = generate(run, draw, [prompt] * config.n, config.scale, "generating")
@@ -152,7 +152,7 @@ def save_prompt_picture(run: Run, draw) -> None:
 
 
 def shown_prompts(run: Run) -> list[str]:
-    """12 prompts, trained and held-out phrasings in turn, the last six with attribute words."""
+    """12 prompts, alternating trained and held-out phrasings; the last six have attribute words."""
     config, kind, prompts = run.config, words.data_kind(run.config), []
     trained, heldout = words.TRAIN_TEMPLATES[kind][1:], words.HELDOUT_TEMPLATES[kind]
     pairs = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
@@ -171,12 +171,12 @@ def save_prompts_picture(run: Run, draw) -> None:
     repeated = [prompt for prompt in prompts for _ in range(8)]
     pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
     captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
-    title = with_scale("* = a phrasing never trained on", run.config.has("scales"), scale)
+    title = with_scale("* = a held-out phrasing", run.config.has("scales"), scale)
     save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
 
 
 def frames_of(run: Run, draw, prompts, scale: float, numbers, most: int):
-    """-> at most so many moments of images uint8 (prompts, moments, 28, 28), their titles."""
+    """-> at most that many steps of sampling, uint8 (prompts, steps, 28, 28), and their titles."""
     film = []
     draw(prompts, scale, generators_of(run.config.seed, numbers), film)
     chosen = np.linspace(0, len(film) - 1, min(most, len(film))).round().astype(int)
@@ -185,7 +185,7 @@ def frames_of(run: Run, draw, prompts, scale: float, numbers, most: int):
 
 
 def save_denoising_picture(run: Run, draw) -> None:
-    """denoising.png: how six images come about."""
+    """denoising.png: frames of six images, from noise or from one z to another."""
     prompts, scale = shown_prompts(run)[:6], type(run.config).scale
     frames, titles = frames_of(run, draw, prompts, scale, range(6), 11)
     strip, path = frames.reshape(-1, 28, 28), run.images / "denoising.png"
@@ -193,7 +193,7 @@ def save_denoising_picture(run: Run, draw) -> None:
 
 
 def save_film(run: Run, draw) -> None:
-    """film.npz, for the report: what becomes of one noise, by prompt, guidance scale and moment."""
+    """film.npz, for the report: images from one noise, by prompt, guidance scale and step."""
     shown, frames = shown_prompts(run), []
     prompts = [shown[i] for i in (0, 2, 4, 8, 10, 9)]
     for scale in FILM_SCALES:
@@ -218,7 +218,7 @@ def save_reconstructions(run: Run, reconstruct) -> None:
 
 
 def save_samples_picture(run: Run) -> None:
-    """samples.png: ten images of each class, at the middle one of the scales."""
+    """samples.png: ten images of each class, at the middle guidance scale."""
     config, table = run.config, load_samples(run.images / "samples.npz")
     scale, names = sorted(config.scales)[len(config.scales) // 2], config.classes
     plain = np.isin(table["kind"], PLAIN) & (table["scale"] == scale)

@@ -1,4 +1,4 @@
-"""Devices, several processes that train one model (started by torchrun), requests to stop."""
+"""Devices, training by several processes (started by torchrun), and requests to stop."""
 
 import contextlib
 import ctypes
@@ -11,11 +11,11 @@ from torch import distributed
 
 from kit.files import LAUNCHED, UserError, one_line
 
-COUNT = int(os.environ["WORLD_SIZE"]) if LAUNCHED else 1  # of processes
+COUNT = int(os.environ["WORLD_SIZE"]) if LAUNCHED else 1  # the number of processes
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU if there is one. Processes of torchrun get a GPU each, and connect here."""
+    """auto: a CUDA GPU if there is one. Under torchrun, also assign GPUs and connect processes."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # freed memory stays here for the next step,
         ctypes.CDLL(None).mallopt(-3, 2**25)  # which saves 5 to 10 % of its time on a CPU
@@ -35,7 +35,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """GPUs of compute capability 8 (from 2020 on), processors with AVX-512 BF16 or AMX."""
+    """True for GPUs of compute capability 8 (2020) or higher, CPUs with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
@@ -53,7 +53,7 @@ def mean(values: list[float]) -> list[float]:
 
 @contextlib.contextmanager
 def stop_requests():
-    """-> a list of the signals SIGINT and SIGTERM that arrive in this block; the second raises."""
+    """-> a list of the signals SIGINT and SIGTERM in this block; the second one interrupts."""
     asked = []
 
     def note(number, frame):

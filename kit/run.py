@@ -24,20 +24,20 @@ LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds
 
 
 class Run:
-    """results/<dataset>/<script>/: what is on disk, and how far the training has come (step).
+    """results/<dataset>/<script>/: its files, and how far training has progressed (step).
 
-    losses: since the last row of loss.csv; a script appends {name: tensor} at each step
-    encoder: set by a script that reads text; has name, crc32, dim, encode_text(texts) -> (n, dim)
+    losses: those since the last row of loss.csv; a script appends {name: tensor} at each step
+    encoder: set by scripts that read text; has name, crc32, dim, encode_text(texts) -> (n, dim)
     saved: the choices and facts that the checkpoint was trained with
     """
 
     def __init__(self, config: Config):
         self.config, self.device = config, processes.pick_device(config.device)
         if config.batch_size % processes.COUNT:
-            raise UserError(f"--batch-size must be a multiple of {processes.COUNT} processes")
+            raise UserError(f"--batch-size must be a multiple of {processes.COUNT} (processes)")
         self.batch_size = config.batch_size // processes.COUNT  # images per step of this process
         self.folder, self.last = config.folder, config.checkpoint
-        self.shipped = self.last.parent == ROOT / "assets"  # the weights of this repository
+        self.shipped = self.last.parent == ROOT / "assets"  # weights that come with the repository
         self.images = self.folder.with_name("shipped") if self.shipped else self.folder / "images"
         self.metrics = self.folder / "metrics"
         self.step, self.saved, self.rows, self.checkpoint, self.replicas = 0, {}, [], None, {}
@@ -51,7 +51,7 @@ class Run:
                 self.rows = self.checkpoint["losses"]
         if not self.step and config.prompt is not None:
             first = f"python {config.script}.py --dataset {config.dataset}"
-            raise UserError(f"nothing is trained in {self.folder}; first: {first}")
+            raise UserError(f"no trained model in {self.folder}; first: {first}")
         if processes.mean([self.step]) != [self.step]:
             raise UserError(f"{self.last} differs between the machines; copy it to all of them")
         if config.clip == "auto":
@@ -87,18 +87,18 @@ class Run:
         return captions
 
     def autocast(self):
-        """In this block convolutions and matrix products use bfloat16, where that is fast."""
+        """A block in which convolutions and matrix products use bfloat16, if that is fast."""
         fast = processes.has_fast_bfloat16(self.device)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        """-> model; under torchrun a wrapper that averages its gradients over all processes."""
+        """-> model; under torchrun, wrapped so that gradients are averaged over all processes."""
         if processes.COUNT > 1 and model not in self.replicas:
             self.replicas[model] = DistributedDataParallel(model)
         return self.replicas.get(model, model)
 
     def steps(self, **modules):
-        """Yield the number of each step still to do. modules: name -> module or optimiser, which
+        """Yield the number of each remaining step. modules: name -> module or optimiser, which
         are saved every 30 s, at the end, and when Ctrl-C or SIGTERM asks to stop.
         """
         total, batch = self.config.train_steps, self.config.batch_size
@@ -110,7 +110,7 @@ class Run:
             torch.set_rng_state(self.checkpoint["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in self.checkpoint["rng"]:
                 torch.cuda.set_rng_state(self.checkpoint["rng"]["cuda"], self.device)
-        if RANK > 0:  # each process draws other images
+        if RANK > 0:  # each process draws different images
             torch.manual_seed(zlib.crc32(f"{self.config.seed} {self.step} {RANK}".encode()))
         sizes = {"total": total * batch, "initial": self.step * batch, "unit": "image"}
         saved = start = time.perf_counter()
@@ -130,12 +130,12 @@ class Run:
                     saved = time.perf_counter()
                 if stop:
                     bar.close()
-                    say(f"saved at step {self.step} of {total}; the same command continues")
+                    say(f"saved at step {self.step} of {total}; the same command resumes it")
                     sys.exit(128 + (asked or [15])[0])
                 start = time.perf_counter()
 
     def log(self, seconds: float, requests: list[bool]) -> list[bool]:
-        """Append mean losses to the rows of loss.csv -> whether any process makes each request."""
+        """Append mean losses to the rows of loss.csv -> for each request, if a process made it."""
         names, images = [*self.losses[0]], len(self.losses) * self.config.batch_size
         means = [torch.stack([x[name] for x in self.losses]).mean().item() for name in names]
         means = processes.mean([*means, *map(float, requests)])
@@ -160,14 +160,14 @@ class Run:
             try:
                 files.save_table(self.metrics / "loss.csv", self.rows, "%.6g")
             except UserError as error:  # it may be open in a spreadsheet
-                say(f"{error.text}; the training continues")
+                say(f"{error.text}; training continues")
 
     def begin(self) -> None:
         """Lock the folder, move an old run aside, delete outdated samples, write config.json."""
         config, now = self.config, {"device": str(self.device)}
         if self.encoder is not None:
             self.facts["text_encoder_crc32"] = self.encoder.crc32
-            now["text_encoder"] = self.encoder.name  # it may have moved
+            now["text_encoder"] = self.encoder.name  # its path may have changed
         self.check(self.facts)
         self.saved = facts_of(config, self.device) | self.saved | config.choices()
         self.saved |= self.facts | now
@@ -194,7 +194,7 @@ def sampled_alike(config: Config) -> bool:
 
 
 def facts_of(config: Config, device: torch.device) -> dict:
-    """What config.json tells of a run beside its choices."""
+    """What config.json records about a run besides its choices."""
     command, revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], None
     if (ROOT / ".git").exists() and shutil.which("git"):
         revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
@@ -207,7 +207,7 @@ def facts_of(config: Config, device: torch.device) -> dict:
 def read_config(folder: Path) -> dict:
     """A run's config.json. UserError if it is damaged, or of an earlier version."""
     path = folder / "config.json"
-    with reading(path, "delete it, and its script's command writes it again, without training"):
+    with reading(path, "delete it; its script's command will write it again, without training"):
         config = json.loads(path.read_text(encoding="utf-8-sig"))
         if "sampler" in config:
             raise UserError(f"{folder} was made by an earlier version; train it again (--fresh)")

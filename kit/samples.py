@@ -1,4 +1,4 @@
-"""The table of generated images: which prompts, from which noise, at which guidance scale."""
+"""The samples of a run: which prompts, noise and guidance scales they are generated from."""
 
 import statistics
 import time
@@ -15,16 +15,16 @@ from kit.words import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 
 BATCH = 100  # images generated at a time
 COLUMNS = "labels", "prompts", "kind", "scale", "noise", "asked"
-PLAIN = "trained", "unconditional"  # prompts that name the class alone, or none
+PLAIN = "trained", "unconditional"  # kinds of prompts: training phrasings of the class; none
 
 
 def groups_of(run: Run) -> dict[tuple[str, float], list[tuple]]:
     """(kind, guidance scale) -> COLUMNS of the images to generate.
 
-    kind   trained: phrasings of the training, the class alone; held-out: 500 of other ones; words:
-           all that prompts may ask for, a third as many at other scales than the default one;
-           unconditional: of a script without text, labels -1
-    noise  the number of the image's noise; asked: of each attribute -1 low, 1 high, 0 nothing
+    kind   trained: training phrasings of the class alone; held-out: 500 held-out phrasings; words:
+           each combination of attributes, a third as many at scales other than the default;
+           unconditional: from a script without text, labels -1
+    noise  a number that seeds the image's noise; asked: per attribute -1 low, 1 high, 0 nothing
     """
     config, groups, default = run.config, {}, type(run.config).scale
     words = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
@@ -33,7 +33,7 @@ def groups_of(run: Run) -> dict[tuple[str, float], list[tuple]]:
     def add(kind: str, scale: float, n: int, asked: tuple[int, ...]) -> None:
         templates = HELDOUT_TEMPLATES if kind == "held-out" else TRAIN_TEMPLATES
         texts, rows = phrasings(config, templates, words_of(words, asked)), []
-        for i in range(n):  # in turn of the classes, and of their phrasings
+        for i in range(n):  # cycle through classes, then phrasings
             label = i % len(texts)
             prompt = texts[label][i // len(texts) % len(texts[label])]
             rows.append((label, prompt, kind, scale, i, asked))
@@ -47,7 +47,7 @@ def groups_of(run: Run) -> dict[tuple[str, float], list[tuple]]:
     add("held-out", default, min(500, config.samples), every[0])
     for scale in config.scales if words else ():
         n = max(1, config.samples // len(every) // (1 if scale == default else 3))
-        if n > len(config.classes):  # as many of each class
+        if n > len(config.classes):  # equally many of each class
             n -= n % len(config.classes)
         for asked in every:
             add("words", scale, n, asked)
@@ -55,7 +55,7 @@ def groups_of(run: Run) -> dict[tuple[str, float], list[tuple]]:
 
 
 def generators_of(seed: int, numbers) -> list[torch.Generator]:
-    """A generator for each image, by the number of its noise: neither batch nor device matters."""
+    """A generator for each image, seeded by its number: its noise is the same in every batch."""
     return [torch.Generator().manual_seed((1_000_003 * seed + int(i)) % 2**32) for i in numbers]
 
 
@@ -65,11 +65,11 @@ def noise(generators: list[torch.Generator], *shape: int) -> torch.Tensor:
 
 
 def generate(run: Run, draw, prompts, scale: float, title: str, numbers=None):
-    """-> pixels uint8 (n, 28, 28), images per second: the median over batches but the first one."""
+    """-> pixels uint8 (n, 28, 28), images per second: the median over all batches but the first."""
     numbers, parts, speeds = numbers or range(len(prompts)), [], []
     if run.encoder is not None:
         run.check({"text_encoder_crc32": run.encoder.crc32})
-        run.encoder.encode_text(prompts)  # it remembers them
+        run.encoder.encode_text(prompts)  # remembered, so that it is not timed below
     with progress(desc=title, total=len(prompts), unit="image") as bar:
         for i in range(0, len(prompts), BATCH):
             batch, start = prompts[i : i + BATCH], time.perf_counter()
@@ -103,7 +103,7 @@ def save_samples(run: Run, draw) -> None:
 
 def load_samples(path: Path) -> dict[str, np.ndarray]:
     """Images uint8 (N, 28, 28), and COLUMNS as in groups_of(). UserError if the file is damaged."""
-    with reading(path, "delete it, and its script's command generates it again, without training"):
+    with reading(path, "delete it; its script's command will generate it again, without training"):
         arrays = load_arrays(path)
         if arrays["images"].shape != (len(arrays["labels"]), 28, 28):
             raise ValueError(f"it holds images of the shape {arrays['images'].shape}")
@@ -111,7 +111,7 @@ def load_samples(path: Path) -> dict[str, np.ndarray]:
 
 
 def performance(run: Run, scale: float, speed: float) -> dict:
-    """A row of performance.csv: what training and sampling cost."""
+    """A row of performance.csv: the costs of training and sampling."""
     steps = np.diff([0, *(row["step"] for row in run.rows)])  # interruptions do not count
     images, status = steps * run.config.batch_size, Path("/proc/self/status")
     seconds = sum(images / [row["images_per_second"] for row in run.rows])

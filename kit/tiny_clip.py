@@ -1,14 +1,14 @@
-"""A small CLIP, trained from scratch in minutes: the text encoder where OpenAI's cannot be had.
+"""A small CLIP, trained from scratch in minutes: the text encoder if OpenAI's is unavailable.
 
-Idea      Images and captions meet in one space: what belongs together scores higher than the rest.
+Idea      Images and captions share one space: pairs that belong together score higher than others.
 Model     clip.model.CLIP itself at toy size, so that OpenAI's checkpoints use the same code.
 Targets   A batch holds many images and many captions of each class, and every fitting pair counts
           (UniCL, Yang et al. 2022), not only the pairs of one image with its own caption.
-Captions  Most are the class word among random tokens. From fixed sentences the text side would
-          learn the sentences; among noise it learns to find the word, also in new sentences.
+Captions  Most are the class name among random tokens. Fixed sentences the text encoder would
+          memorise; among random tokens it learns to find the name, in new sentences too.
 Commands  python -m kit.tiny_clip --dataset pictures: the one that the scripts look for
           python -m kit.tiny_clip --dataset mnist --out my_clip.pt: for --clip my_clip.pt
-Result    98.4 % zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
+Result    98.4% zero-shot on 5,000 unseen digits, 240 of 240 held-out prompts (assets/README.md)
 """
 
 from collections import namedtuple
@@ -25,9 +25,9 @@ from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
 from kit.files import UserError, progress, save_file
 from kit.words import class_words
 
-IMAGES, OTHERS, LR = 40, 8, 2e-3  # images of a step, captions of other images
-P_NAMELESS = 0.2  # share of captions among those with attribute words that name no class
-P_NOISE, MAX_NOISE = 0.75, 40  # share of captions among random tokens; most of these in one
+IMAGES, OTHERS, LR = 40, 8, 2e-3  # images per step, further captions per step, learning rate
+P_NAMELESS = 0.2  # share of noisy captions with attribute words that leave out the class
+P_NOISE, MAX_NOISE = 0.75, 40  # share of noisy captions; maximum of random tokens
 
 
 def build_clip():
@@ -38,8 +38,8 @@ def build_clip():
     return clip_module("model").CLIP(**sizes, **image, **text).float()
 
 
-# tokens: of all captions that are made of phrasings (S, 77). Token ids: names of each class its two
-# words; words of each attribute the low and the high one; known all of these; letters "a" and "I"
+# tokens (S, 77): all training sentences. names: token ids of each class's two names; words: of each
+# attribute's low and high word; known: the set of all these; letters: those of "a" and "I" in it
 Vocabulary = namedtuple("Vocabulary", "tokens names words known letters")
 
 
@@ -53,7 +53,7 @@ def vocabulary_of(config, captions: Captions) -> Vocabulary:
 
 
 def noise(n: int, vocabulary: Vocabulary, letters: bool) -> list[int]:
-    """At most n random tokens. Of known ones only letters, since other sentences have them too."""
+    """At most n random tokens, none known but letters, which occur in any sentence."""
     found = torch.randint(0, 49406, (n,)).tolist()
     found = [token for token in found if token not in vocabulary.known]
     if letters and found and torch.rand(()) < 0.5:
@@ -63,14 +63,14 @@ def noise(n: int, vocabulary: Vocabulary, letters: bool) -> list[int]:
 
 
 def noisy_caption(name: list[int], words: list[list[int]], vocabulary: Vocabulary) -> torch.Tensor:
-    """Tokens (77,): a class's name and the words of attributes, in any order, among random ones."""
+    """Tokens (77,): a class's name and attribute words, in any order, among random tokens."""
     parts = [words[i] for i in torch.randperm(len(words))]
     place = int(torch.randint(len(parts) + 1, ()))
     parts.insert(place, name)
     room = min(MAX_NOISE, 75 - sum(map(len, parts)))
     most, caption = room // (len(parts) + 1), [49406]  # start
     for i, part in enumerate([*parts, [49407]]):  # end
-        # Of two letters the last one counts.
+        # No random letter after the class: if a caption has two letters, the last one counts.
         after_letter = i > place and name[-1:] and name[-1] in vocabulary.letters
         letters = bool(vocabulary.letters) and not after_letter
         caption += noise(int(torch.randint(most + 1, ())), vocabulary, letters) + part
@@ -78,12 +78,12 @@ def noisy_caption(name: list[int], words: list[list[int]], vocabulary: Vocabular
 
 
 def captions_for(i: torch.Tensor, captions: Captions, vocabulary: Vocabulary):
-    """Images i (I,) -> captions of them and of some others (J, 77), which fits which (I, J)."""
+    """Images i (I,) -> captions of them and others (J, 77), and which fits which image (I, J)."""
     j = torch.cat([i, captions.draw(OTHERS)])
     labels, said = captions.labels[j], captions.say(j)  # (J,), (J, attributes)
     tokens = vocabulary.tokens[captions.find(j, said)]  # (J, 77)
     noisy = torch.rand(len(j)) < P_NOISE
-    # Some say attributes alone: so a word means the same beside every class.
+    # Some mention only attributes, so that a word means the same for every class.
     nameless = noisy & (said != 0).any(1) & (torch.rand(len(j)) < P_NAMELESS)
     for k in noisy.nonzero()[:, 0].tolist():
         name = vocabulary.names[labels[k]][int(torch.randint(2, ()))]
@@ -111,7 +111,7 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """CLIP's loss in both directions for images (I, 3, H, W) and captions (J, 77).
 
-    same (I, J) tells which belong together.
+    same (I, J): whether image and caption belong together.
     """
     image = F.normalize(model.encode_image(images), dim=-1)  # (I, 64)
     text = F.normalize(model.encode_text(tokens), dim=-1)  # (J, 64)
@@ -148,7 +148,7 @@ def train(config, pixels, labels, steps: int, seed: int = 0):
 
 @dataclass
 class Config(DataConfig):
-    out: Path | None = None  # the file to write; without it, the one that the scripts look for
+    out: Path | None = None  # the file to write; default: where the scripts look for it
     train_steps: int = 2600  # optimiser steps
     seed: int = 0  # of the training
 

@@ -1,4 +1,4 @@
-"""The words of prompts: the classes of each data set, words for them, templates of sentences."""
+"""The words of prompts: the classes of each data set, names for them, sentence templates."""
 
 import difflib
 import re
@@ -18,9 +18,9 @@ EMNIST_SPLITS = {  # Cohen et al. 2017
 }
 DRAWINGS = tuple("apple bicycle cat eyeglasses fish house rainbow star train tree".split())
 CATEGORIES = ROOT / "assets" / "quickdraw_categories.txt"  # missing in a notebook
-LONGEST = 48  # bytes in the name of a class: CLIP reads at most 77 tokens
+LONGEST = 48  # maximum bytes of a class name, since CLIP reads at most 77 tokens
 
-# Templates of prompts; {} is a word for a class.
+# Templates of prompts; {} stands for a name of a class.
 TRAIN_TEMPLATES = {
     "mnist": "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|"
     "handwritten digit {}|a photo of the number {}|a drawing of a {}|an image of the digit {}|"
@@ -33,7 +33,7 @@ TRAIN_TEMPLATES = {
     "an image of {}|the outline of {}|please draw {}|{}, drawn in seconds|{} in white on black|"
     "a plain drawing of {}|{}: a doodle|draw me {}",
 }
-HELDOUT_TEMPLATES = {  # no model is trained on these, nor is tiny CLIP
+HELDOUT_TEMPLATES = {  # neither the models nor tiny CLIP are trained on these
     "mnist": "show me the figure {}|{} written with a pen|I would like a {} please|"
     "someone scribbled {} on paper|what does {} look like?|a scan of an old letter with {} in it|"
     "my favourite is {}|give me {}!|a child's attempt at writing {}|just {} and nothing else|"
@@ -66,7 +66,7 @@ def class_names(config) -> tuple[str, ...]:
         near = " or ".join(difflib.get_close_matches(name, known, 3, 0.5))
         raise UserError(f"--classes: QuickDraw has no {name!r}; did you mean {near or 'another'}?")
     if len({*names}) < max(2, len(names)):
-        raise UserError("--classes: give at least two different ones, with blanks between them")
+        raise UserError("--classes: give at least two different ones, separated by spaces")
     return names
 
 
@@ -91,7 +91,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """The two ways in which a prompt may name each class, with attribute words (said)."""
+    """The two names of each class in prompts, with the attribute words said."""
     kind, pairs = data_kind(config), []
     for label, name in enumerate(config.classes):
         if kind in ("quickdraw", "folder"):
@@ -104,20 +104,20 @@ def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
 
 
 def with_words(noun: str, said: tuple[str, ...]) -> str:
-    """seven; thick, leaning left -> thick seven leaning left."""
+    """noun with attribute words: seven -> thick seven leaning left."""
     before = [word for word in said if " " not in word]
     return " ".join([*before, noun, *(word for word in said if " " in word)])
 
 
 def article(name: str, phrase: str) -> str:
-    """The article of a class before phrase, which begins with its name or an attribute word."""
+    """The article for phrase, which begins with the name of a class or with an attribute word."""
     if re.fullmatch(r".*(?<![uso])s|The .*", name):  # a plural, unlike octopus or hourglass
         return ""
     return "an " if re.match("[aeiou]|hour", phrase) else "a "
 
 
 def letter_words(name: str, classes: tuple[str, ...]) -> tuple[str, str]:
-    """CLIP ignores case: where both cases of a letter are classes, words tell them apart."""
+    """The two names of a digit or letter. CLIP ignores case; the names distinguish it if needed."""
     if name in digits:
         return name, DIGITS[int(name)]
     if name.swapcase() not in classes:
@@ -128,7 +128,7 @@ def letter_words(name: str, classes: tuple[str, ...]) -> tuple[str, str]:
 
 
 def phrasings(config, templates: dict, said: tuple[str, ...] = ()) -> list[list[str]]:
-    """-> for each class a list of prompts: every template with both of its words, and with said."""
+    """-> for each class its prompts: every template with both names, and attribute words."""
     chosen, words = templates[data_kind(config)], class_words(config, said)
     return [[template.format(word) for template in chosen for word in pair] for pair in words]
 
@@ -137,7 +137,7 @@ CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
 
 def readable(text: str) -> str:
-    """text in plain instead of full-width characters, with blanks between English and Chinese."""
+    """text without full-width characters, and with spaces between Latin and Chinese ones."""
     text = unicodedata.normalize("NFKC", text)
     return re.sub(rf"(?<=[{CJK}])(?=[a-zA-Z0-9])|(?<=[a-zA-Z0-9])(?=[{CJK}])", " ", text)
 

@@ -209,10 +209,10 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
     for step in run.steps(model=model, ema=ema, optimizer=optimizer):
         for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
-        i = captions.draw(run.batch_size)  # (B,)
+        i = captions.pick(run.batch_size)  # (B,)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
-        text = texts[captions.find(i, said)]  # (B, dim)
+        mentioned = captions.mention(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
+        text = texts[captions.find(i, mentioned)]  # (B, dim)
         with run.autocast():  # bfloat16 on devices where it is fast
             loss = diffusion_loss(partial(run.parallel(model), text=text), x_0, alphas_bar)
         optimizer.zero_grad()

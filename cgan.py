@@ -196,10 +196,10 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         for group in optimizer_g.param_groups + optimizer_d.param_groups:
             # Warm up for 100 steps, then linearly to 0.
             group["lr"] = config.lr * min((step + 1) / 100, 1 - step / config.train_steps)
-        i = captions.draw(run.batch_size)  # (B,)
+        i = captions.pick(run.batch_size)  # (B,)
         x = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
-        said = captions.say(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
-        text = texts[captions.find(i, said)]  # (B, dim)
+        mentioned = captions.mention(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
+        text = texts[captions.find(i, mentioned)]  # (B, dim)
         drawn = run.parallel(model)(torch.randn(len(i), config.z, device=run.device), text)
         loss_d = discriminator_loss(run.parallel(discriminator), x, drawn, text, config.gamma)
         optimizer_d.zero_grad()

@@ -50,9 +50,8 @@ METRICS = {  # column -> its title, how it is written; {}: the extractor
 CURVES = "fid kid_x1000 density coverage of_real train_on_samples copied clip_similarity accuracy"
 TEXT = "model kind asked extractor text_encoder least_class samples_crc32 judge_crc32".split()
 KEYS = ["model", "at"]  # of a row of a table; at: the guidance scale as text
-EXTRA = ["at", "guided", "use"]  # columns that no file has
+EXTRA = ["at", "guided", "use"]  # columns that are not saved
 AND_CLASS = ", and the class"
-MATRIX = 26  # classes that a matrix of asked against read has room for
 
 
 @dataclass
@@ -101,8 +100,7 @@ def load_run(folder: Path) -> dict:
             asked = read_table(path / "attributes.csv")
     rows = rows.rename(columns={"kid": "kid_x1000", "kid_se": "kid_se_x1000"})
     rows = rows.assign(**{name: config.get(name) for name in IN_ROWS})
-    floors = rows["scale"].isna()
-    rows.loc[floors, ["train_steps", "batch_size", "git_revision", "device"]] = None
+    rows.loc[rows["scale"].isna(), ["train_steps", "batch_size", "git_revision", "device"]] = None
     asked["demand"] = asked["asked"].where(asked["kind"] == "one word", asked["kind"])
     return {"folder": folder, "script": script, "config": config, "rows": rows, "asked": asked}
 
@@ -120,7 +118,7 @@ def choices(run: dict, **others) -> dict:
 def sort_out(runs: list[dict]) -> dict[str, dict]:
     """Set the use of each run -> the first run of each script.
 
-    use: "tables" for a seed of its model, "steps" for a point on the curves of sampling steps
+    use: "tables" for a seed of its model, "steps" for other sampling steps, "–" for all others
     """
     first, seeds = {}, set()
     for run in runs:
@@ -135,7 +133,7 @@ def sort_out(runs: list[dict]) -> dict[str, dict]:
 
 
 def joined(runs: list[dict], name: str) -> pd.DataFrame:
-    """rows or asked of all runs in use, with EXTRA: use, guided, and at, see KEYS."""
+    """The table of this name of all runs in use, with the columns EXTRA."""
     used = [run for run in runs if run["use"] != "–"]
     tables = [x[name].assign(use=x["use"], guided="scales" in x["config"]) for x in used]
     table = pd.concat(tables, ignore_index=True).sort_values(["model", "scale"], kind="stable")
@@ -144,16 +142,16 @@ def joined(runs: list[dict], name: str) -> pd.DataFrame:
 
 
 def samples_of(run: dict) -> dict:
-    """What the pictures show: samples, and which; at one scale; caption, rows of loss.csv."""
+    """samples.npz and judged.npz; at: the scale that is shown; shown: which images; caption."""
     folder, config, name = run["folder"], run["config"], run["script"]
     scale = min(config.get("scales", [1.0]), key=lambda scale: abs(scale - 2))
     samples = load_samples(folder / "images" / "samples.npz")
-    with reading(folder / "metrics", f"train {name} again with --fresh"):
-        samples |= load_arrays(folder / "metrics" / "judged.npz")
-        losses = read_table(folder / "metrics" / "loss.csv").to_dict("records")
+    judged = folder / "metrics" / "judged.npz"
+    with reading(judged, f"delete it, then python evaluate.py {name}"):
+        samples |= load_arrays(judged)
     shown = np.isin(samples["kind"], PLAIN) & (samples["scale"] == scale)
     caption = with_scale(name, "scales" in config, scale)
-    return samples | {"shown": shown, "at": scale, "caption": caption, "losses": losses}
+    return samples | {"at": scale, "shown": shown, "caption": caption}
 
 
 def write(values: pd.Series, form: str = "{:.3g}") -> str:
@@ -186,11 +184,8 @@ def compared(rows: pd.DataFrame, floors: pd.DataFrame) -> dict[str, pd.DataFrame
 def shares_of(asked: pd.DataFrame) -> pd.DataFrame:
     """A row for each scale, seed and demand: the share as asked, and the share without asking."""
     asked = asked[asked["kind"] != "nothing"]
-    both = asked.assign(
-        demand=asked["kind"] + AND_CLASS,
-        as_asked=asked["everything"],
-        without_asking=asked["everything_without_asking"],
-    )
+    both = asked.assign(demand=asked["kind"] + AND_CLASS, as_asked=asked["everything"])
+    both["without_asking"] = both["everything_without_asking"]
     right = asked.assign(demand="the class", as_asked=asked["accuracy"], without_asking=np.nan)
     keys = [*KEYS, "scale", "seed", "demand"]
     groups = pd.concat([asked, both, right]).groupby(keys, sort=False)
@@ -202,7 +197,8 @@ def obeyed(shares: pd.DataFrame) -> pd.DataFrame:
     groups = shares.groupby([*KEYS, "demand"], sort=False)
     floors = groups["without_asking"].mean().map(" ({:.0%})".format, na_action="ignore")
     texts = groups["as_asked"].agg(write, form="{:.1%}") + floors.fillna("")
-    return texts.unstack(sort=False).fillna("–").reset_index().rename(columns={"at": "scale"})
+    table = texts.unstack(sort=False).fillna("–").rename_axis(columns=None)
+    return table.reset_index().rename(columns={"at": "scale"})
 
 
 def settings_of(runs: list[dict], out: Path) -> pd.DataFrame:
@@ -225,8 +221,9 @@ def save_images(models: dict[str, dict], here: Path) -> dict[str, Path]:
         samples, classes = samples_of(run), run["config"]["classes"]
         shown, caption = samples["shown"], samples["caption"]
         images, labels = samples["images"], samples["labels"][shown]
-        rows[caption], losses[name] = images[shown], samples["losses"]
-        if labels[0] >= 0 and len(classes) <= MATRIX:
+        rows[caption] = images[shown]
+        losses[name] = read_table(run["folder"] / "metrics" / "loss.csv").to_dict("records")
+        if labels[0] >= 0 and len(classes) <= 26:  # a matrix has no room for more
             matrices[caption] = metrics.confusion(labels, samples["read"][shown], len(classes))
         if "nearest" in samples:
             chosen = shown[samples["nearest_rows"]]

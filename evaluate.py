@@ -1,21 +1,13 @@
-"""Measures every run of a data set from its samples: how real, how diverse, how obedient.
+"""Measures the runs of a data set from their samples: how real, how diverse, how obedient.
 
 Command   python evaluate.py --dataset mnist: all runs in results/mnist and results/*/mnist
 Writes    into metrics/ of each run four tables, and judged.npz for the figures of compare.py
 Judge     kit/judge.py, a small CNN trained on real images alone, reads the class of each image
-Reference half of the images that nothing was trained on; the other half, and noise, are measured
-          as if a model had generated them
-Metrics   FID (Heusel et al. 2017), KID (Binkowski et al. 2018), density and coverage (Naeem et al.
-          2020): features of the images, by the judge, against those of the reference
-          mse_diversity: mean squared difference of two images of a class, pixels from 0 to 1
-          train_on_samples: accuracy on real images of a classifier trained on the generated ones
-          clip_similarity: cosine of image and prompt
-          attributes.csv: share of images with the attributes that their prompts ask for, by the
-          formulas of kit/attributes.py
+Reference half of the held-out real images; the other half, and noise, are measured like a model
+Metrics   by kit/metrics.py and frechet_distance() in common.py; docs/metrics.md explains them
 """
 
 import glob
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +26,10 @@ from kit.data import embedded_mnist, load_dataset, to_images
 from kit.files import UserError, memory, progress, save_arrays, save_table, say
 from kit.processes import pick_device
 from kit.run import read_config
-from kit.samples import load_samples
+from kit.samples import PLAIN, load_samples
 from kit.words import TRAIN_TEMPLATES, class_names, phrasings
 
-REFERENCE = 5000  # images in the reference, at most
+REFERENCE = 5000  # images in the reference and in the real images beside it, at most
 LEAST = 200  # with a smaller reference FID and its like mean nothing
 SHOWN = 26  # images of a group that a picture shows beside their nearest training images
 LEARNED = "classes", "emnist_split", "per_class"  # must be the same in runs that are compared
@@ -51,47 +43,38 @@ TABLES = {  # file -> its columns, besides KEYS
 
 @dataclass
 class Config(DataConfig):
-    """Which runs, and how they are measured."""
-
     models: tyro.conf.Positional[tuple[str, ...]] = ()  # such as a4_full; none: every run found
     out: Path = Path("results")  # where runs are kept
     extractor: Literal["judge", "inception"] = "judge"  # whose features FID is made of
     clip: str = "auto"  # for clip_similarity: tiny, ViT-B/32 or a file
     device: str = "auto"  # cpu, cuda, ...
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.models = tuple(Path(name).name.removesuffix(".py") for name in self.models)
-
 
 def find_runs(config: Config) -> dict[Path, dict]:
     """Runs with samples that learned the same: folder -> config.json. Sets config.classes."""
-    found, name, paths = {}, glob.escape(config.name), []
-    for where in (name, f"*/{name}"):
-        paths += sorted(config.out.glob(f"{where}/[!.]*/images/samples.npz"))
-    for path in paths:
+    found, name, wanted = {}, glob.escape(config.name), [Path(x).stem for x in config.models]
+    places = [f"{where}/[!.]*/images/samples.npz" for where in (name, f"*/{name}")]
+    for path in (path for place in places for path in sorted(config.out.glob(place))):
         folder = path.parent.parent
-        if config.models and folder.name not in config.models:
+        if wanted and folder.name not in wanted:
             continue
         try:
-            run = read_config(folder)
+            run = {x: getattr(config, x) for x in LEARNED} | read_config(folder)
         except UserError as error:  # damaged, or of an earlier version
             say(f"left out: {error.text}")
             continue
         chosen = next(iter(found.values()), run)
         if run["script"] != folder.name:
             say(f"left out: {folder}, which is a renamed run of {run['script']}")
-        elif any(run.get(x) != chosen.get(x) for x in LEARNED):
+        elif any(run[x] != chosen[x] for x in LEARNED):
             say(f"left out: {folder}, which learned other classes than {next(iter(found))}")
         else:
             found[folder] = run
-    names, where = {folder.name for folder in found}, config.out / config.name
-    for name in {*(config.models or ([] if found else ["a4_full"]))} - names:
-        for folder in (config.out, where, where / name):
-            if os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK):
-                raise UserError(f"{folder} may not be read: change its permissions")
-        first = f"python {name}.py --dataset {config.dataset}"
-        raise UserError(f"no samples of {name} in {where}; first: {first}")
+    names = [folder.name for folder in found]
+    for name in wanted or names or ["a4_full"]:
+        if name not in names:
+            first = f"python {name}.py --dataset {config.dataset}"
+            raise UserError(f"no samples of {name} in {config.out / config.name}; first: {first}")
     config.emnist_split, config.per_class = chosen["emnist_split"], chosen["per_class"]
     config.classes = tuple(chosen["classes"])
     if class_names(config) != config.classes:
@@ -102,13 +85,13 @@ def find_runs(config: Config) -> dict[Path, dict]:
 def is_measured(folder: Path, config: Config) -> bool:
     """Whether these samples have been measured with the networks that config names."""
     here, network = folder / "metrics", judge.judge_path(config)
-    files = [here / "judged.npz", network, *(here / f"{name}.csv" for name in TABLES)]
-    files += [here / "attributes.csv"] if read_config(folder).get("attributes") else []
+    names = [*TABLES, "attributes"] if read_config(folder).get("attributes") else TABLES
+    files = [here / "judged.npz", network, *(here / f"{name}.csv" for name in names)]
     if not all(file.exists() for file in files):
         return False
     row = pd.read_csv(here / "fid_scores.csv", dtype=str).iloc[0]
-    samples_crc32 = str(zlib.crc32((folder / "images" / "samples.npz").read_bytes()))
-    wanted = samples_crc32, f"{zlib.crc32(network.read_bytes()):08x}", config.extractor
+    samples, known = (zlib.crc32(x.read_bytes()) for x in (folder / "images/samples.npz", network))
+    wanted = str(samples), f"{known:08x}", config.extractor
     same = (*row[["samples_crc32", "judge_crc32", "extractor"]],) == wanted
     return same and config.clip in ("auto", row["text_encoder"])
 
@@ -118,15 +101,16 @@ class Evaluator:
 
     def __init__(self, config: Config):
         self.config, self.names = config, config.classes
-        self.device, self.memory = pick_device(config.device), memory(config.data_dir)
-        self.apply = self.memory.cache(metrics.apply, ignore=["function"])
-        self.taught = self.memory.cache(judge.taught, ignore=["device"])
+        self.device, cache = pick_device(config.device), memory(config.data_dir).cache
+        self.apply = cache(metrics.apply, ignore=["function"])
+        self.taught = cache(judge.taught, ignore=["device"])
+        self.nearest = cache(metrics.nearest)
         self.judge = judge.load_judge(config, self.device)
         self.clip = common.load_clip(config, self.device)
         inception = config.extractor == "inception"
         self.inception = inception and common.inception_features(self.device)
-        pixels, labels, _ = load_dataset(config, "test")
-        self.held_out = metrics.round_the_classes(pixels, labels, len(self.names), 2 * REFERENCE)
+        held_out = load_dataset(config, "test")[:2]
+        self.held_out = metrics.round_the_classes(*held_out, len(self.names), 2 * REFERENCE)
         self.test = *self.held_out, len(self.names), self.device
         half = len(self.held_out[0]) // (2 * len(self.names)) * len(self.names)
         if not half:
@@ -143,9 +127,9 @@ class Evaluator:
 
     def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The images and labels that a run was trained on; None if they are not the ones here."""
-        embedded = run["data_source"] == "embedded"
+        embedded = run.get("data_source") == "embedded"
         pixels, labels = embedded_mnist("train") if embedded else load_dataset(self.config)[:2]
-        if zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy())) == run["data_crc32"]:
+        if zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy())) == run.get("data_crc32"):
             return pixels, labels
         say(f"{run['script']} was trained on other images than those here: no copied share")
         return None
@@ -167,54 +151,49 @@ class Evaluator:
         if labels.min() >= 0:
             seen["embeddings"] = self.apply(self.embed, f"CLIP {self.clip.crc32:08x}", pixels)
         if training is not None:
-            nearest = self.memory.cache(metrics.nearest)
-            seen["nearest"], seen["distances"] = nearest(pixels, training[0].numpy())
+            seen["nearest"], seen["distances"] = self.nearest(pixels, training[0].numpy())
         return seen
 
     def distances(self, features: np.ndarray) -> dict[str, float]:
         """From the reference; density and coverage with as many images on both sides."""
-        real, n, values = self.reference, min(len(features), len(self.reference)), []
+        real, n, values = self.reference, min(len(features), len(self.reference)), [np.nan] * 5
         if len(real) >= LEAST and n > 5:
             values = [common.frechet_distance(features, real), *metrics.kid(features, real)]
             values += metrics.density_coverage(real[:n], features[:n])
-        return dict(zip(TABLES["fid_scores"].split(), values or [np.nan] * 5))
+        return dict(zip(TABLES["fid_scores"].split(), values))
 
     def score(self, seen: dict) -> dict:
         """Columns of a group of images, see look(). Without labels those that are read count."""
-        pixels, labels, read = seen["pixels"], seen["labels"], seen["read"]
-        right, similar, asked = np.nan, (np.nan, np.nan), labels.min() >= 0
+        labels, read, asked = seen["labels"], seen["read"], seen["labels"].min() >= 0
+        diversity = metrics.mse_diversity(seen["pixels"], labels if asked else read)
+        diversity = pd.Series(diversity, dtype=float)
+        real = self.diversity[diversity.index].replace(0, np.nan)  # 0: all its images are alike
+        of_real = (diversity / real).dropna()
+        row = {"n": len(read), **self.facts, **self.distances(seen["features"])}
+        row["mse_diversity"] = diversity.mean()
+        row["of_real"] = diversity[of_real.index].mean() / real.mean()
+        row["least_of_real"] = of_real.min()
+        row["least_class"] = self.names[of_real.idxmin()] if len(of_real) else ""
+        row["copied"] = metrics.copied(seen["distances"]) if "distances" in seen else np.nan
         if asked:
             texts = self.clip.encode_text(seen["prompts"].tolist()).cpu().numpy()
             similar = metrics.similarity(seen["embeddings"], texts, labels)
             right = float((read == labels).mean())
-        low, high = metrics.wilson(right, len(read))
-        diversity = pd.Series(metrics.mse_diversity(pixels, labels if asked else read), dtype=float)
-        real = self.diversity[diversity.index].replace(0, np.nan)  # 0: all its images are alike
-        of_real = (diversity / real).dropna()
-        return {
-            "n": len(read),
-            **self.facts,
-            **self.distances(seen["features"]),
-            "mse_diversity": diversity.mean(),
-            "of_real": diversity[of_real.index].mean() / real.mean(),
-            "least_of_real": of_real.min(),
-            "least_class": self.names[of_real.idxmin()] if len(of_real) else "",
-            "copied": metrics.copied(seen["distances"]) if "distances" in seen else np.nan,
-            **dict(zip(TABLES["clip_sim_scores"].split(), (*similar, right, low, high))),
-        }
+            values = *similar, right, *metrics.wilson(right, len(read))
+            row |= dict(zip(TABLES["clip_sim_scores"].split(), values))
+        return row
 
     def floors(self, n: int, training) -> list[dict]:
         """Rows of n real images and of n of noise, in place of a model's."""
-        (pixels, labels, prompts), rows = (array[:n] for array in self.real), []
+        pixels, labels, prompts = (array[:n] for array in self.real)
         noise = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
+        lessons, rows = {"real images": (pixels, labels), "noise": (noise, labels)}, []
+        if training is not None:  # the real images are part of the test
+            lessons["real images"] = metrics.round_the_classes(*training, len(self.names), n)
         for name, images in (("real images", pixels), ("noise", noise)):
-            lesson = images, labels
-            if images is pixels and training is not None:  # these are what the test is made of
-                lesson = metrics.round_the_classes(*training, len(self.names), n)
-            row = {"model": name, "kind": "trained", "scale": np.nan, "seed": 0}
+            row = {"model": name, "kind": "trained", "seed": 0, "samples_crc32": ""}
             row |= self.score(self.look(images, labels, prompts, training))
-            row |= {"samples_crc32": "", "train_on_samples": self.taught(*lesson, *self.test)}
-            rows.append(row)
+            rows.append(row | {"train_on_samples": self.taught(*lessons[name], *self.test)})
         return rows
 
     def states(self, pixels: np.ndarray, chosen: dict) -> np.ndarray:
@@ -223,12 +202,12 @@ class Evaluator:
     def obedience(self, samples: dict, read: np.ndarray, chosen: dict, facts: dict) -> pd.DataFrame:
         """A row for each scale and for each combination of attributes that prompts ask for."""
         words, rows = [tuple(pair) for pair in chosen.values()], []
-        real, asking = self.states(self.real[0], chosen), samples["kind"] == "words"
+        real, right = self.states(self.real[0], chosen), read == samples["labels"]
+        asking = samples["kind"] == "words"
         for scale in dict.fromkeys(samples["scale"][asking].tolist()):
-            i = np.flatnonzero(asking & (samples["scale"] == scale))
-            states, right = self.states(samples["images"][i], chosen), read == samples["labels"]
-            shares = metrics.obedience(samples["asked"][i], states, right[i])
-            for asked, row in shares.items():
+            i = asking & (samples["scale"] == scale)
+            states = self.states(samples["images"][i], chosen)
+            for asked, row in metrics.obedience(samples["asked"][i], states, right[i]).items():
                 kind = ("nothing", "one word", "said pair")[sum(map(abs, asked))]
                 kind = "held-out pair" if asked == HELD_OUT else kind
                 said = ", ".join(words_of(words, asked)) or "nothing"
@@ -248,25 +227,24 @@ class Evaluator:
         for (kind, scale), group in progress(groups, folder.name, unit="group", leave=False):
             part = {x: array[group.index] for x, array in seen.items()}
             row = {**facts, "kind": kind, "scale": scale, **self.score(part)}
-            lesson = part["pixels"], part["labels"], *self.test
-            row["train_on_samples"] = np.nan if kind == "held-out" else self.taught(*lesson)
+            if kind != "held-out":
+                row["train_on_samples"] = self.taught(part["pixels"], part["labels"], *self.test)
             rows.append(row)
         for n in sorted({min(row["n"], len(self.real[0])) for row in rows}):
             rows += self.floors(n, training)
         rows, judged = pd.DataFrame(rows), {"read": seen["read"]}
         if training is not None:
-            plain = table[table["kind"].isin(["trained", "unconditional"])].groupby("scale")
-            shown = plain.head(SHOWN).index.to_numpy()
+            shown = table[table["kind"].isin(PLAIN)].groupby("scale").head(SHOWN).index.to_numpy()
             judged |= {"distances": seen["distances"], "nearest_rows": shown}
             judged["nearest"] = training[0].numpy()[seen["nearest"][shown, 0]]
-            judged["real_distances"] = self.look(*self.real, training)["distances"]
+            judged["real_distances"] = self.nearest(self.real[0], training[0].numpy())[1]
         save_arrays(folder / "metrics" / "judged.npz", judged)
         asked = self.obedience(samples, seen["read"], run.get("attributes") or {}, facts)
         if len(asked):
             save_table(folder / "metrics" / "attributes.csv", asked, "%.5g")
         for name, columns in TABLES.items():
-            path = folder / "metrics" / f"{name}.csv"
-            save_table(path, rows[f"{KEYS} {columns}".split()], "%.5g")
+            chosen = rows[f"{KEYS} {columns}".split()]
+            save_table(folder / "metrics" / f"{name}.csv", chosen, "%.5g")
         return rows, asked
 
     def save_real(self) -> None:
@@ -284,11 +262,10 @@ def main(argv: list[str] | None = None) -> None:
     names = [str(folder.relative_to(config.out)) for folder in runs]
     rows, asked = (pd.concat(x, keys=names, names=["run"]).reset_index("run") for x in tables)
     evaluator.save_real()
-    floors = rows[rows["scale"].isna()]
-    floors = floors.assign(run=floors["model"]).drop_duplicates(["run", "n"])
-    shown = pd.concat([rows[rows["scale"].notna()], floors]).astype(object)
-    shown = shown.drop(columns=["model", "seed", "samples_crc32", "judge_crc32"])
-    shown = shown.where(shown.notna(), None)
+    rows["run"] = rows["run"].mask(rows["scale"].isna(), rows["model"])  # the same for all runs
+    shown = rows.drop(columns=["model", "seed", "samples_crc32", "judge_crc32"])
+    shown = shown.drop_duplicates(["run", "kind", "scale", "n"]).astype(object)
+    shown = shown.where(shown.notna(), None).sort_values("scale", key=pd.isna, kind="stable")
     print(shown.to_markdown(index=False, floatfmt=".4g", missingval="–"))
     if len(asked):
         shares = asked.pivot_table("as_asked", ["run", "scale"], "asked", sort=False)

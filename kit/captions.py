@@ -44,11 +44,11 @@ class Captions:
         self.sentences, self.table = all_captions(config, self.words)
         self.table = self.table.to(labels.device)
 
-    def draw(self, n: int) -> torch.Tensor:
+    def pick(self, n: int) -> torch.Tensor:
         """-> the indices (n,) of random images, weighted as in turns."""
         return self.turns[torch.randint(len(self.turns), (n,), device=self.turns.device)].long()
 
-    def say(self, i: torch.Tensor) -> torch.Tensor:
+    def mention(self, i: torch.Tensor) -> torch.Tensor:
         """Images i (B,) -> what to mention (B, attributes): -1 low, 1 high, 0 not mentioned."""
         states = self.states[i]
         said = torch.where(torch.rand(states.shape, device=states.device) < 2 / 3, states, 0)

@@ -108,11 +108,11 @@ def training_images(config) -> tuple[torch.Tensor, torch.Tensor]:
     pixels, labels, source = load_dataset(config)
     if source == "embedded":
         raise UserError("the judge is trained on MNIST's own files, which are not here")
-    if config.name == "mnist" and EMBEDDED["train"].exists():
-        known = {*map(bytes, embedded_mnist("train")[0].numpy())}
-        others = [bytes(image) not in known for image in pixels.numpy()]
-        return pixels[others], labels[others]
-    return pixels, labels
+    if config.name != "mnist" or not EMBEDDED["train"].exists():
+        return pixels, labels
+    known = {*map(bytes, embedded_mnist("train")[0].numpy())}
+    others = [bytes(image) not in known for image in pixels.numpy()]
+    return pixels[others], labels[others]
 
 
 @dataclass

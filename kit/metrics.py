@@ -105,7 +105,7 @@ def confusion(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
 
 
 def obedience(asked: np.ndarray, states: np.ndarray, right: np.ndarray) -> dict[tuple, dict]:
-    """What prompts asked for -> shares of images that show it, and without asking, in plain prompts.
+    """What prompts asked for -> shares of images that show it; without_asking: of plain prompts.
 
     asked, states (n, attributes): -1 low, 1 high, 0 neither. single: each attribute alone;
     everything: the class too, CoInD's conformity score (Gaudi et al. 2025).

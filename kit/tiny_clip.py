@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from kit.captions import Captions
-from kit.clip import clip_module, clip_pixels, tiny_path, tokenize, tokenizer
+from kit.clip import END, START, clip_module, clip_pixels, tiny_path, tokenize, tokenizer
 from kit.config import DataConfig
 from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
 from kit.files import UserError, progress, save_file
@@ -68,8 +68,8 @@ def noisy_caption(name: list[int], words: list[list[int]], vocabulary: Vocabular
     place = int(torch.randint(len(parts) + 1, ()))
     parts.insert(place, name)
     room = min(MAX_NOISE, 75 - sum(map(len, parts)))
-    most, caption = room // (len(parts) + 1), [49406]  # start
-    for i, part in enumerate([*parts, [49407]]):  # end
+    most, caption = room // (len(parts) + 1), [START]  # start
+    for i, part in enumerate([*parts, [END]]):  # end
         # No random letter after the class: if a caption has two letters, the last one counts.
         after_letter = i > place and name[-1:] and name[-1] in vocabulary.letters
         letters = bool(vocabulary.letters) and not after_letter
@@ -79,8 +79,8 @@ def noisy_caption(name: list[int], words: list[list[int]], vocabulary: Vocabular
 
 def captions_for(i: torch.Tensor, captions: Captions, vocabulary: Vocabulary):
     """Images i (I,) -> captions of them and others (J, 77), and which fits which image (I, J)."""
-    j = torch.cat([i, captions.draw(OTHERS)])
-    labels, said = captions.labels[j], captions.say(j)  # (J,), (J, attributes)
+    j = torch.cat([i, captions.pick(OTHERS)])
+    labels, said = captions.labels[j], captions.mention(j)  # (J,), (J, attributes)
     tokens = vocabulary.tokens[captions.find(j, said)]  # (J, 77)
     noisy = torch.rand(len(j)) < P_NOISE
     # Some mention only attributes, so that a word means the same for every class.
@@ -134,7 +134,7 @@ def train(config, pixels, labels, steps: int, seed: int = 0):
     )
     bar = progress(range(steps), "training tiny CLIP", unit="step", leave=False)
     for _ in bar:
-        i = captions.draw(IMAGES)
+        i = captions.pick(IMAGES)
         image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
         text, same = captions_for(i, captions, vocabulary)
         loss = contrastive_loss(model, image, text, same)

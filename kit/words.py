@@ -144,4 +144,4 @@ def readable(text: str) -> str:
 
 def names_a_class(config, text: str) -> bool:
     words = [re.escape(readable(word)) for pair in class_words(config) for word in pair]
-    return bool(re.search(rf"\b({'|'.join(words)})\b", readable(text), re.IGNORECASE))
+    return bool(re.search(rf"(?<!\w)({'|'.join(words)})(?!\w)", readable(text), re.I))

@@ -66,11 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         if not judge.SHIPPED.exists():
             judge.make(config, judge.SHIPPED, pick_device(config.device), STEPS, seed)
         table = rows_of(config, runs).assign(judge=name)
-        a2 = table[(table["model"] == "a2_clip") & (table["kind"] == "trained")].mean(
-            numeric_only=True
-        )
-        tables.append(table.assign(fid_of_a2=table["fid"] / a2["fid"]))
-        tables[-1]["kid_of_a2"] = table["kid"] / a2["kid"]
+        a2 = table.query("model == 'a2_clip' and kind == 'trained'")[["fid", "kid"]].mean()
+        times = {f"{x}_of_a2": table[x] / a2[x] for x in a2.index}
+        tables.append(table.assign(**times))
     save_table(ROOT / "docs" / "results" / "judges.csv", pd.concat(tables), "%.4g")
 
 

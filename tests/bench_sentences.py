@@ -99,14 +99,13 @@ def cosines(encoder, config) -> np.ndarray:
 
 def save_cosines(path: Path, matrices: dict[str, np.ndarray]) -> None:
     figure = Figure(figsize=(6.2 * len(matrices), 6), layout="constrained")
-    panels, places = figure.subplots(1, len(matrices), squeeze=False)[0], range(len(COMPARED))
+    panels, places = figure.subplots(1, len(matrices)), range(len(COMPARED))
     for axes, (name, matrix) in zip(panels, matrices.items()):
         axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
-            style = {"ha": "center", "va": "center", "fontsize": 6}
-            axes.text(column, row, f"{value:.1f}", color="wk"[int(abs(value) < 0.6)], **style)
-        axes.set_xticks(places, COMPARED, rotation=90, fontsize=8)
-        axes.set_yticks(places, COMPARED, fontsize=8)
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=6)
+        axes.set_xticks(places, COMPARED, rotation=90)
+        axes.set_yticks(places, COMPARED)
         axes.set_title(name)
     save_figure(path, figure, dpi=110)
 

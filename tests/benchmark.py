@@ -67,13 +67,10 @@ def measure(script: str, config: Config) -> list[tuple]:
     for scale, speed in zip(costs["scale"], costs["sample_images_per_second"]):
         metric = "guided" if scale > 1 else "sampling"
         rows.append((metric, f"scale {scale:g}", speed, "images/s"))
-    whole = f"{config.steps} steps, {config.samples} images a scale"
-    return [
-        *rows,
-        ("memory", "", costs["peak_memory_mb"].iloc[-1], "MB"),
-        ("time of training", f"{config.steps} steps", costs["train_seconds"].iloc[-1], "s"),
-        ("time of the command", whole, total, "s"),
-    ]
+    rows.append(("memory", "", costs["peak_memory_mb"].iloc[-1], "MB"))
+    steps, samples = f"{config.steps} steps", f"{config.samples} images a scale"
+    rows.append(("time of training", steps, costs["train_seconds"].iloc[-1], "s"))
+    return [*rows, ("time of the command", f"{steps}, {samples}", total, "s")]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,25 +16,18 @@ from kit.files import save_file, say
 
 PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}results.md" for x in ("", "zh-CN/"))]
 TWIN = ", throughout"  # in the names of models with guidance at every step
-# title -> column of study.csv, whether of held-out phrasings, how it is written
-QUALITY = {
-    "FID": ("fid", False, "{:.2f}"),
-    "KID x 1000": ("kid_x1000", False, "{:.1f}"),
-    "density": ("density", False, "{:.2f}"),
-    "coverage": ("coverage", False, "{:.1%}"),
-    "diversity (of real)": ("of_real", False, "{:.1%}"),
-    "train on samples": ("train_on_samples", False, "{:.1%}"),
-    "copied": ("copied", False, "{:.1%}"),
-}
-RIGHT = {
-    "right": ("accuracy", False, "{:.1%}"),
-    "right, held-out phrasings": ("accuracy", True, "{:.1%}"),
-    "CLIP similarity": ("clip_similarity", False, "{:.3f}"),
-    "wrong prompts": ("with_wrong_prompts", False, "{:.3f}"),
-}
-NO_FID = "diversity (of real)", "train on samples", "right", "right, held-out phrasings"
-NO_FID = {name: (QUALITY | RIGHT)[name] for name in NO_FID}
+# title -> column of study.csv, how it is written
+QUALITY = {"FID": ("fid", "{:.2f}"), "KID x 1000": ("kid_x1000", "{:.1f}")}
+QUALITY |= {"density": ("density", "{:.2f}"), "coverage": ("coverage", "{:.1%}")}
+LAST = {"diversity (of real)": ("of_real", "{:.1%}")}
+LAST |= {"train on samples": ("train_on_samples", "{:.1%}")}
+QUALITY |= LAST | {"copied": ("copied", "{:.1%}")}
+HELD_OUT = "right, held-out phrasings"
+NO_FID = LAST | dict.fromkeys(("right", HELD_OUT), ("accuracy", "{:.1%}"))
 FEW = {name: QUALITY[name] for name in ("FID", "coverage")} | NO_FID
+RIGHT = {name: NO_FID[name] for name in ("right", HELD_OUT)}
+RIGHT |= {"CLIP similarity": ("clip_similarity", "{:.3f}")}
+RIGHT |= {"wrong prompts": ("with_wrong_prompts", "{:.3f}")}
 CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
 CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
 diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
@@ -91,8 +84,8 @@ def measured(study: str, columns: dict) -> pd.DataFrame:
         if held_out.all():
             continue
         row = of_model(model, scale, guided, table["seed"].nunique() if ours else "–")
-        for title, (column, of_held_out, form) in columns.items():
-            row[title] = over_seeds(table[held_out == of_held_out], column, form)
+        for title, (column, form) in columns.items():
+            row[title] = over_seeds(table[held_out == (title == HELD_OUT)], column, form)
         cells.append(row)
     return pd.DataFrame(cells)
 
@@ -125,8 +118,7 @@ def changes(study: str) -> pd.DataFrame:
             rows = rows[(rows["scale"] == 1) & (rows["phrasings"] != "held out")]
             row = {"change": what, "seeds": f"{rows['seed'].nunique()}"}
             for title in columns:
-                column, _, form = (QUALITY | RIGHT)[title]
-                row[title] = over_seeds(rows, column, form)
+                row[title] = over_seeds(rows, *FEW[title])
             cells += [row] * (row not in cells)
     return pd.DataFrame(cells)
 
@@ -142,7 +134,7 @@ def brought(study: str) -> pd.DataFrame:
         of_words = asked[(asked["model"] == script) & (asked["scale"] == scale)]
         row = {"script": f"`{script}.py`", "FID": over_seeds(plain, "fid", "{:.2f}")}
         row["right"] = over_seeds(plain, "accuracy", "{:.1%}")
-        row["right, held-out phrasings"] = over_seeds(of_script[held_out], "accuracy", "{:.1%}")
+        row[HELD_OUT] = over_seeds(of_script[held_out], "accuracy", "{:.1%}")
         for kind in ("one word", "held-out pair"):
             row[kind] = over_seeds(of_words[of_words["kind"] == kind], "as_asked", "{:.1%}")
         row["diversity (of real)"] = over_seeds(plain, "of_real", "{:.0%}")
@@ -150,15 +142,9 @@ def brought(study: str) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
-TABLES = {
-    "quality": partial(measured, columns=QUALITY),
-    "obedience": partial(measured, columns=RIGHT),
-    "few": partial(measured, columns=FEW),
-    "no FID": partial(measured, columns=NO_FID),
-    "words": words,
-    "changes": changes,
-    "brought": brought,
-}
+TABLES = {"quality": QUALITY, "obedience": RIGHT, "few": FEW, "no FID": NO_FID}
+TABLES = {name: partial(measured, columns=columns) for name, columns in TABLES.items()}
+TABLES |= {"words": words, "changes": changes, "brought": brought}
 
 
 # ── Sentences ──
@@ -251,12 +237,12 @@ def pictures() -> None:
     compare.main(["--clip", "tiny", *a4.data, "--out", str(PLACE / "mnist")])
     here = PLACE / "mnist" / "mnist"
     for name, source in {
-        "ladder": here / "compare" / "grid.png",
-        "guidance": here / "cfg_scale" / "plots" / "scale.png",
-        "asked": here / "compare" / "asked_a4_full.png",
-        "prompts": a4.folder / "images" / "prompts.png",
-        "denoising": a4.folder / "images" / "denoising.png",
-        "reconstructions": cvae.folder / "images" / "reconstructions.png",
-        "quickdraw": drawings.folder / "images" / "prompts.png",
+        "ladder": here / "compare/grid.png",
+        "guidance": here / "cfg_scale/plots/scale.png",
+        "asked": here / "compare/asked_a4_full.png",
+        "prompts": a4.folder / "images/prompts.png",
+        "denoising": a4.folder / "images/denoising.png",
+        "reconstructions": cvae.folder / "images/reconstructions.png",
+        "quickdraw": drawings.folder / "images/prompts.png",
     }.items():
         shutil.copy(source, ROOT / "assets" / f"{name}.png")

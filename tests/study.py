@@ -147,7 +147,7 @@ class Task:
         flags = [*self.flags, "--seed", str(self.seed), "--out", str(self.out)]
         flags += ["--clip", "tiny"] if self.config().has("clip") else []
         done = subprocess.run([sys.executable, self.file(), *flags], cwd=ROOT, env=env)
-        if done.returncode:  # it has said why
+        if done.returncode:  # the script has printed why
             raise UserError(f"{self.title} is not complete")
 
     def copy(self) -> None:
@@ -213,28 +213,21 @@ def hardware() -> str:
 # ── All runs ──
 
 
-def rows_of(name: str, task: Task) -> tuple[pd.DataFrame, pd.Series]:
-    """-> a table of RESULTS, and which of its rows are this task's."""
-    path = RESULTS / f"{name}.csv"
-    if not path.exists():
-        return pd.DataFrame(columns=["key"]), pd.Series(dtype=bool)
-    table = pd.read_csv(path)
-    who = table["script"] if "script" in table else table["model"]
-    same = (table["study"] == task.name) & (table["seed"] == task.seed)
-    return table, same & (who == task.script)
-
-
 def save(name: str, rows: pd.DataFrame, task: Task) -> None:
     """Replace the rows of a run."""
-    table, same = rows_of(name, task)
-    if len(table):
-        rows = pd.concat([table[~same], rows]).sort_values(["study", "seed"], kind="stable")
-    save_table(RESULTS / f"{name}.csv", rows, "%.10g")
+    path = RESULTS / f"{name}.csv"
+    if path.exists():
+        table = pd.read_csv(path)
+        who = table["script"] if "script" in table else table["model"]
+        same = (table["study"] == task.name) & (table["seed"] == task.seed)
+        rows = pd.concat([table[~(same & (who == task.script))], rows])
+    save_table(path, rows.sort_values(["study", "seed"], kind="stable"), "%.10g")
 
 
 def perform(task: Task, commit: bool) -> None:
-    table, same = rows_of("study", task)
-    if task.key() in {*table["key"][same]}:
+    path, here = RESULTS / "study.csv", ["study", "script", "seed", "key"]
+    rows = pd.read_csv(path)[here].to_numpy().tolist() if path.exists() else []
+    if [task.name, task.script, task.seed, task.key()] in rows:
         say(f"{task.title}: its rows are there")
         return
     say(task.title)

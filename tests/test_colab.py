@@ -43,19 +43,6 @@ def test_a_notebook_holds_all_of_its_script_under_its_headings(name):
         assert ast.get_source_segment(source, node) in code
 
 
-def imports_of(text):
-    """Files of ours that a module imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module == "kit":
-            found |= {f"kit/{alias.name}.py" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(f"{node.module.replace('.', '/')}.py")
-        elif isinstance(node, ast.Import):
-            found |= {f"{alias.name}.py" for alias in node.names}
-    return {name for name in found if (ROOT / name).is_file()}
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_plumbing_is_folded_and_only_the_modules_that_are_loaded(name):
     written, others = {}, []
@@ -68,11 +55,10 @@ def test_plumbing_is_folded_and_only_the_modules_that_are_loaded(name):
         else:
             others += [cell.source] * (cell.cell_type == "code")
     assert not re.search(r"(?m)^%%|meta_path|get_ipython|importlib", "\n".join(others))
-    code = [text for file, text in written.items() if file.endswith(".py")]
-    code += [re.sub("(?m)^%.*", "", text) for text in others]
-    needed = set().union(*map(imports_of, code)) | {x for x in written if "report." in x}
+    scripts = [f"{x}.py" for x in (*build.MODELS, "compare")] if name == "compare" else []
+    needed = {*build.loaded(scripts or [f"{name}.py"])} - {f"{name}.py"} | {*scripts}
     needed |= {"kit/tiny_clip.py"} if "    clip: " in "".join(others) else set()
-    assert {*written} == needed
+    assert {x for x in written if "report." not in x} == needed
 
 
 @pytest.fixture

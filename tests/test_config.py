@@ -45,7 +45,9 @@ WRONG = {  # flags -> words of the one line
     "--dataset quickdraw --classes cat": ("--classes",),
     "--classes cat dog": ("--classes", "zero"),
     "--emnist-split other": ("--emnist-split", "other"),
-    "--clip nowhere.pt --train-steps 2": ("--clip", "nowhere.pt"),
+    "--clip nowhere.pt": ("--clip", "nowhere.pt"),
+    "--clip ViT-B/32": ("openaipublic.azureedge.net",),
+    "--gamma 1": ("--gamma", "--help"),
     "--prompt=": ("--prompt", "readable"),
     "--prompt": ("--prompt",),
 }
@@ -71,18 +73,6 @@ def test_a_wrong_flag_typed_in_a_terminal_is_one_line_and_exit_code_1(cli, tmp_p
     assert done.stderr.splitlines() == [line] and not done.stdout and not contents(tmp_path)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_flag_of_another_script_is_refused(here, tmp_path, script):
-    foreign = {
-        "a0_uncond": "--prompt 7",
-        "a1_cond": "--clip tiny",
-        "a2_clip": "--scales 1 2",
-        "cgan": "--sample-steps 3",
-        "cvae": "--eta 1",
-    }.get(script, "--gamma 1")
-    only_error(here(f"{script}.py {foreign}", tmp_path, check=1), foreign.split()[0], "--help")
-
-
 def test_lists_are_typed_with_blanks_and_other_types_as_they_are():
     line = "--scales 1 2.5 3 --widths 48 96 --interval 0 1000 --out a/b --fresh --seed 7 --lr 1e-3"
     config = a4_full.Config.parse(line.split())
@@ -92,12 +82,6 @@ def test_lists_are_typed_with_blanks_and_other_types_as_they_are():
     assert config.choices()["widths"] == [48, 96] and config.choices()["out"] == "a/b"
     config = a4_full.Config.parse("--dataset quickdraw --classes cat rainbow".split())
     assert config.classes == ("cat", "rainbow")
-
-
-def test_defaults_are_those_of_the_file():
-    config = a4_full.Config.parse([])
-    assert config == a4_full.Config() and config.dataset == "mnist" and config.prompt is None
-    assert config.folder == Path("results/mnist/a4_full") and len(config.classes) == 10
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
@@ -139,10 +123,10 @@ VALUES = [*VALUES.split(" "), "", " ", "\0", "/dev/null", "~nobody/x", "mnist", 
 
 
 def test_any_command_line_is_read_or_refused_in_one_line(tmp_path, monkeypatch):
-    """300 made-up ones; nothing is started, and nothing is written."""
+    """150 made-up ones; nothing is started, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     dice, refused = random.Random(0), 0
-    for _ in range(300):
+    for _ in range(150):
         config = importlib.import_module(dice.choice(SCRIPTS)).Config
         names = [*config.__dataclass_fields__, "promt", "gamma", "scale", "no-fresh"]
         flags = [f"--{name.replace('_', '-')}" for name in dice.choices(names, k=2)]
@@ -153,7 +137,7 @@ def test_any_command_line_is_read_or_refused_in_one_line(tmp_path, monkeypatch):
         except UserError as error:
             assert str(error).startswith("error: ") and "\n" not in str(error), line
             refused += 1
-    assert 100 < refused < 300 and not [*tmp_path.iterdir()]
+    assert 50 < refused < 150 and not [*tmp_path.iterdir()]
 
 
 def comments_of(path: Path) -> dict[str, str]:
@@ -191,34 +175,25 @@ def test_help_shows_each_flag_with_the_comment_of_its_field(here, tmp_path, scri
 
 RUN = "a4_full.py --clip tiny --train-steps 60 --batch-size 16"
 REFUSED = {  # another value -> the choice and both values
-    "--seed 1": ("seed 0, not 1",),
-    "--lr 0.1": ("lr 0.005, not 0.1",),
-    "--widths 16 32": ("widths [32, 64], not [16, 32]",),
-    "--p-uncond 0.2": ("p_uncond 0.1, not 0.2",),
-    "--train-steps 70": ("train_steps 60, not 70",),
-    "--batch-size 8": ("batch_size 16, not 8",),
+    "--seed 1": "seed 0, not 1",
+    "--lr 0.1": "lr 0.005, not 0.1",
+    "--widths 16 32": "widths [32, 64], not [16, 32]",
+    "--train-steps 70": "train_steps 60, not 70",
 }
 
 
 @pytest.mark.parametrize("flags", REFUSED)
-def test_other_choices_of_training_are_refused_in_a_line_with_both_values(copy, here, flags):
-    before = contents(copy)
-    done = here(f"{RUN} {flags}", copy, check=1)
-    only_error(done, "was trained with", *REFUSED[flags], "--fresh")
-    assert len(done.stderr.splitlines()) == 1 and contents(copy) == before
+def test_other_choices_of_training_are_refused_in_a_line_with_both_values(finished, here, flags):
+    before = contents(finished)
+    done = here(f"{RUN} {flags}", finished, check=1)
+    only_error(done, "was trained with", REFUSED[flags], "--fresh")
+    assert len(done.stderr.splitlines()) == 1 and contents(finished) == before
 
 
-def test_so_are_other_choices_with_a_prompt_and_another_clip(copy, here):
-    before, other = contents(copy), copy / "other.pt"
+def test_so_are_they_with_a_prompt_and_so_is_another_clip(copy, here):
     only_error(here("a4_full.py --prompt 7 --widths 16 32", copy, check=1), "[32, 64], not [16,")
     state = torch.load(ROOT / "assets" / "tiny_clip.pt", weights_only=True)
-    torch.save(
-        {name: x * 2 if name == "text_projection" else x for name, x in state.items()}, other
-    )
+    torch.save(state | {"text_projection": 2 * state["text_projection"]}, copy / "other.pt")
     checkpoint = torch.load(last_of(copy), weights_only=True)
     torch.save(checkpoint | {"step": 40}, last_of(copy))
-    done = here(f"{RUN} --clip other.pt", copy, check=1)
-    only_error(done, "text_encoder_crc32", "--fresh")
-    other.unlink()
-    torch.save(checkpoint, last_of(copy))
-    assert contents(copy).keys() == before.keys()
+    only_error(here(f"{RUN} --clip other.pt", copy, check=1), "text_encoder_crc32", "--fresh")

@@ -1,15 +1,9 @@
 """The numbers of READMEs and docs are those of docs/results.
 
 A comment above a table names its files, and if need be a label that its rows have in common, or
-the columns that the numbers of each cell are, in this order:
-
-    <!-- results/trials.csv, results/numbers.csv -->
-    <!-- results/runs.csv: new recipe -->
-    <!-- results/sentences.csv: first_digit, first_share, second_digit, second_share -->
-
-Each number of such a table must be the rounding of a number in the rows of the file that fit: those
-whose text columns have the labels of the comment, of the header and of the table's row. The Chinese
-tables must have the numbers of the English ones, cell by cell.
+the columns of the numbers of each cell: <!-- results/words.csv: thin, thick -->. Each number of the
+table must be the rounding of a number in those rows of the file whose text columns have the labels
+of the comment, of the header and of the table's row.
 """
 
 import ast
@@ -28,7 +22,7 @@ MARK = re.compile(r"<!-- (results/[\w.]+\.csv(?:, results/[\w.]+\.csv)*)(?:: (.+
 # A number with its unit; none inside a name (a4, ViT-B/32, 2-D).
 DIGITS = r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?"
 NUMBER = re.compile(
-    rf"(?P<pm>± ?)?(?<![\w./-])(?P<digits>{DIGITS})(?![\w-]*[A-Za-z])"
+    rf"(?<![\w./-])(?P<digits>{DIGITS})(?![\w-]*[A-Za-z])"
     r" ?(?P<unit>%|min\b|h\b|GB\b|分钟|小时)?",
     re.ASCII,
 )
@@ -63,9 +57,8 @@ def plain(cell):
 
 
 def numbers(cell):
-    """-> (text, unit, whether it follows ±) of each number."""
-    found = NUMBER.finditer(plain(cell))
-    return [(match["digits"], match["unit"], bool(match["pm"])) for match in found]
+    """-> (text, unit) of each number."""
+    return [(match["digits"], match["unit"]) for match in NUMBER.finditer(plain(cell))]
 
 
 def value(text):
@@ -94,59 +87,47 @@ def text_columns(rows):
     return [column for column in rows[0] if column in texts - {*ABOUT}]
 
 
-def fitting(rows, label, columns, parts=True):
+def fitting(rows, label, columns):
     """The rows that have this label or, of several parts, this part; all if none has."""
     label = re.sub(r"[`*]|\.py\b", "", label).replace("–", " ")
-    choices = [{label, label.replace("(nothing)", "")}]
-    choices += [{*re.split(r", | \(|\)", label)} - {""}] * parts
+    whole, parts = {label, label.replace("(nothing)", "")}, {*re.split(r", | \(|\)", label)} - {""}
     for column in columns:
-        for choice in choices:
-            found = [row for row in rows if row[column].replace("–", " ") in choice]
-            if found:
-                rows = found
-                break
+        named = [row[column].replace("–", " ") for row in rows]
+        choice = whole if whole & {*named} else parts
+        rows = [row for row, name in zip(rows, named) if name in choice] or rows
     return rows
 
 
 def rows_for(rows, mark_label, header, cells, j):
     """The rows of a file that the cell at j may speak of."""
     there, columns = rows[0], text_columns(rows)
-    for label in filter(None, (mark_label, header[j], cells[0])):
+    for label in filter(None, (mark_label, header[j], *cells[:j], *cells[j + 1 :])):
         rows = fitting(rows, label, columns)
-    for k, cell in enumerate(cells):
-        if k not in (0, j):
-            rows = fitting(rows, cell, columns, parts=False)
-        if header[k] in there and header[k] in SETTINGS and numbers(cell):
-            wanted = [value(digits) for digits, _, _ in numbers(cell)]
-            rows = [row for row in rows if value(row[header[k]]) in wanted]
-    if header[j] in there:
-        keep = {header[j], f"{header[j]}_sd", "seed", *columns, *SETTINGS}
-        rows = [{c: text for c, text in row.items() if c in keep} for row in rows]
-    return rows
-
-
-def means(rows):
-    """-> pairs of mean and standard deviation: those filed as such, and those over seeds."""
-    seeds = defaultdict(list)
-    sd = [(row[c], row[f"{c}_sd"]) for row in rows for c in row if row.get(f"{c}_sd")]
-    pairs = [(value(mean), value(deviation)) for mean, deviation in sd]
-    for row in rows if rows and "seed" in rows[0] else []:
-        seeds[tuple(row.get(column) for column in text_columns(rows) + SETTINGS)].append(row)
-    for group in seeds.values():
-        for column in rows[0]:
-            filed = [value(row[column]) for row in group]
-            if None not in filed and len(filed) > 1:
-                pairs.append((statistics.mean(filed), statistics.stdev(filed)))
-    return pairs
+    for title, cell in zip(header, cells):
+        if title in there and title in SETTINGS and numbers(cell):
+            wanted = [value(digits) for digits, _ in numbers(cell)]
+            rows = [row for row in rows if value(row[title]) in wanted]
+    keep = {header[j], f"{header[j]}_sd", "seed", *columns, *SETTINGS}
+    keep = keep if header[j] in there else there
+    return [{c: text for c, text in row.items() if c in keep} for row in rows]
 
 
 def filed(rows):
-    """Every number of the rows, also those inside texts, and how many seeds they have."""
-    found = [len({row["seed"] for row in rows})] if rows and "seed" in rows[0] else []
-    for text in [row[c] for row in rows for c in row if c not in ABOUT and row[c]]:
-        inside = [value(digits) for digits in re.findall(DIGITS, text)]
-        inside += [part / 100 for part in inside if "%" in text]
-        found += inside if value(text) is None else [value(text)]
+    """Every number of the rows, also those inside texts; how many seeds, means, deviations."""
+    found, seeds = [], defaultdict(list)
+    for row in rows:
+        if "seed" in row:
+            seeds[tuple(row.get(x) for x in text_columns(rows) + SETTINGS)].append(row)
+        for text in [row[column] for column in row if column not in ABOUT and row[column]]:
+            inside = [value(digits) for digits in re.findall(DIGITS, text)]
+            inside += [part / 100 for part in inside if "%" in text]
+            found += inside if value(text) is None else [value(text)]
+    for group in seeds.values():
+        found.append(len({row["seed"] for row in group}))
+        for column in rows[0]:
+            numbers = [value(row[column]) for row in group]
+            if None not in numbers and len(numbers) > 1:
+                found += [statistics.mean(numbers), statistics.stdev(numbers)]
     return found
 
 
@@ -162,7 +143,11 @@ def faults(text):
         for cells in table:
             for j, cell in [(j, cell) for j, cell in enumerate(cells) if numbers(cell)]:
                 rows = [rows_for(every, mark[2], header, cells, j) for every in files]
-                fine = in_order(cell, rows[0], named) if j and ordered else anywhere(cell, rows)
+                if j and ordered:
+                    fine = in_order(cell, rows[0], named)
+                else:
+                    every = [number for part in rows for number in filed(part)]
+                    fine = all(any(rounds_to(x, *n) for x in every) for n in numbers(cell))
                 bad += [f"{mark[1]}: {cells[0]}: {cell}"] * (not fine)
     return bad
 
@@ -170,21 +155,7 @@ def faults(text):
 def in_order(cell, rows, columns):
     """The numbers of the cell are those columns of the one row that fits."""
     pairs = zip(numbers(cell), columns)
-    return len(rows) == 1 and all(rounds_to(value(rows[0][c]), n[0], n[1]) for n, c in pairs)
-
-
-def anywhere(cell, files):
-    """Each number of the cell is among those of the rows; mean ± deviation are of one column."""
-    found, pairs = numbers(cell), [pair for rows in files for pair in means(rows)]
-    every = [number for rows in files for number in filed(rows)]
-    for (digits, unit, is_deviation), after in zip(found, [*found[1:], ("", None, False)]):
-        if after[2]:
-            fits = any(rounds_to(m, digits, unit) and rounds_to(sd, *after[:2]) for m, sd in pairs)
-        else:  # a deviation was checked with its mean
-            fits = is_deviation or any(rounds_to(number, digits, unit) for number in every)
-        if not fits:
-            return False
-    return True
+    return len(rows) == 1 and all(rounds_to(value(rows[0][c]), *n) for n, c in pairs)
 
 
 @pytest.mark.parametrize("name", ENGLISH)
@@ -195,11 +166,9 @@ def test_numbers_of_tables_are_those_of_the_files(name):
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
 def test_marked_tables_are_the_same_in_both_languages(english, chinese):
     def marked(name):
-        found = [(mark[0], rows[1:]) for mark, rows in blocks(TEXTS[name]) if mark]
-        return [
-            (mark, [[sorted(value(n[0]) for n in numbers(x)) for x in row] for row in rows])
-            for mark, rows in found
-        ]
+        tables = [(mark[0], rows[1:]) for mark, rows in blocks(TEXTS[name]) if mark]
+        cells = [(mark, cell) for mark, rows in tables for row in rows for cell in row]
+        return [(mark, sorted(value(n[0]) for n in numbers(cell))) for mark, cell in cells]
 
     assert marked(english) == marked(chinese)
 

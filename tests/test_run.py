@@ -1,6 +1,5 @@
 """A run as a user meets it: what it leaves, how it resumes, when it samples anew, prompts."""
 
-import importlib
 import json
 import os
 import re
@@ -13,15 +12,26 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, TINY, contents, data_args, last_of, only_error, rows, run_folder
+from conftest import (
+    ROOT,
+    SMALL,
+    TINY,
+    contents,
+    data_args,
+    last_of,
+    only_error,
+    rows,
+    run_folder,
+    warm,
+)
 from matplotlib.image import imread
 
 import a3_cfg
 import a4_full
 import cgan
+from kit import judge, pictures
 from kit.words import DIGITS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES, phrasings
 
-LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 FLOW = SMALL.removesuffix(" --sample-steps 2")
 OTHERS = {  # script -> its flags at the smallest size
     "a0_uncond": SMALL,
@@ -41,6 +51,10 @@ SAMPLES, CHECKPOINT, CURVE = "images/samples.npz", "checkpoints/last.pt", "metri
 def table_of(folder, script="a4_full"):
     with np.load(run_folder(folder, script) / SAMPLES) as file:
         return dict(file)
+
+
+def bytes_of(folder, script="a4_full"):
+    return (run_folder(folder, script) / SAMPLES).read_bytes()
 
 
 def untimed(folder):
@@ -106,16 +120,9 @@ def test_the_samples_are_one_table_with_a_row_for_each_image(finished):
     last = groups["words", 2.0][-1]
     assert table["asked"][last].tolist() == [1, -1], "the held-out pair comes last"
     assert "thick two leaning left" in table["prompts"][last]
-
-
-def test_all_scales_share_prompts_and_noise(finished):
-    table = table_of(finished)
-    plain, guided = ((table["kind"] == "trained") & (table["scale"] == x) for x in (1.0, 2.0))
-    assert (table["prompts"][plain] == table["prompts"][guided]).all()
-    assert (table["noise"][plain] == np.arange(30)).all()
-    one, two = (table["images"][x].reshape(30, -1).astype(float) for x in (plain, guided))
-    alike = np.abs(one - two).mean()
-    assert 0 < alike < np.abs(one - np.roll(two, 1, axis=0)).mean()
+    one, two = (groups["trained", scale] for scale in (1.0, 2.0))
+    for name in ("prompts", "noise"):
+        assert (table[name][one] == table[name][two]).all(), "scales share prompts and noise"
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +161,8 @@ def test_every_script_leaves_its_files_and_says_when_it_is_complete(others, fini
 def test_the_complete_run_as_typed_says_so_and_changes_no_byte(copy, cli):
     before = contents(copy)
     done = cli(TINY, copy)
-    assert done.stderr == "results/mnist/a4_full is complete; --fresh starts over\n"
+    assert "results/mnist/a4_full is complete" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not done.stdout and contents(copy) == before
-
-
-def test_the_ladder_shares_its_budget():
-    defaults = [importlib.import_module(script).Config() for script in LADDER]
-    shared = "train_steps batch_size lr muon_lr widths patch seed sample_steps eta samples"
-    for name in shared.split():
-        assert len({getattr(config, name) for config in defaults}) == 1, name
 
 
 def test_importing_a_script_does_nothing(tmp_path):
@@ -183,9 +183,8 @@ def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
     finished, tmp_path, here
 ):
     """While it trains, a second process gets one line."""
-    whole, last = run_folder(finished), last_of(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "cache").symlink_to(finished / "data" / "cache")
+    last = last_of(tmp_path)
+    warm(tmp_path)
     line = [sys.executable, "-c", OFTEN, *TINY.split()[1:]]
     process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not last.exists() and process.poll() is None:
@@ -199,11 +198,11 @@ def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
     step = torch.load(last, weights_only=True)["step"]
     assert 0 < step < 60
     assert f"resuming from step {step} of 60" in here(TINY, tmp_path).stderr
-    assert (run_folder(tmp_path) / SAMPLES).read_bytes() == (whole / SAMPLES).read_bytes()
+    assert bytes_of(tmp_path) == bytes_of(finished)
     steps = [int(row["step"]) for row in rows(run_folder(tmp_path) / CURVE)]
     assert steps == sorted({*steps}) and steps[-1] == 60 and step in steps
-    states = [torch.load(x, weights_only=True)["ema"] for x in (last, last_of(finished))]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    one, other = (torch.load(x, weights_only=True)["ema"] for x in (last, last_of(finished)))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def kill_at(monkeypatch, place, name, call, number):
@@ -223,13 +222,12 @@ def test_ctrl_c_finishes_the_step_and_saves(finished, here, tmp_path, monkeypatc
     before = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
     kill_at(monkeypatch, a4_full, "diffusion_loss", 25, signal.SIGINT)
     done = here(TINY, tmp_path, check=130)
-    assert done.stderr.splitlines()[-1] == "saved at step 25 of 60; the same command continues"
+    assert "saved at step 25 of 60" in done.stderr.splitlines()[-1]
     assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
     assert "resuming from step 25 of 60" in here(TINY, tmp_path).stderr
     assert [row[0] for row in untimed(tmp_path)] == ["20", "25", "40", "60"]
     assert [untimed(tmp_path)[i] for i in (0, 3)] == [untimed(finished)[i] for i in (0, 2)]
-    samples = [(run_folder(x) / SAMPLES).read_bytes() for x in (tmp_path, finished)]
-    assert samples[0] == samples[1]
+    assert bytes_of(tmp_path) == bytes_of(finished)
 
 
 def test_sigterm_counts_as_ctrl_c_and_a_gan_resumes_too(others, here, tmp_path, monkeypatch):
@@ -238,8 +236,7 @@ def test_sigterm_counts_as_ctrl_c_and_a_gan_resumes_too(others, here, tmp_path, 
     kill_at(monkeypatch, cgan.common, "to_images", 2, signal.SIGTERM)
     assert "saved at step 2 of 4" in here(command, tmp_path, check=143).stderr
     assert "resuming from step 2 of 4" in here(command, tmp_path).stderr
-    samples = [(run_folder(x, "cgan") / SAMPLES).read_bytes() for x in (tmp_path, others)]
-    assert samples[0] == samples[1]
+    assert bytes_of(tmp_path, "cgan") == bytes_of(others, "cgan")
 
 
 def test_a_second_ctrl_c_stops_at_once(here, tmp_path, monkeypatch):
@@ -274,9 +271,8 @@ def test_killed_while_it_samples_it_resumes_after_the_last_group(
     assert not (run / SAMPLES).exists() and "complete" not in here(TINY, copy).stderr
     # Two groups, prompts.png, denoising.png, seven scales of film.npz.
     assert len(calls) == 4 + 2 + 1 + 1 + 7
-    assert (run / SAMPLES).read_bytes() == (run_folder(finished) / SAMPLES).read_bytes()
-    names = {path.name for path in (run / "images").iterdir()}
-    assert names == {path.name for path in (run_folder(finished) / "images").iterdir()}
+    assert bytes_of(copy) == bytes_of(finished)
+    assert not (run / "images" / ".samples.npz").exists()
 
 
 def test_a_lost_output_is_made_again_the_same(copy, here, no_training):
@@ -295,7 +291,6 @@ def test_a_lost_output_is_made_again_the_same(copy, here, no_training):
 def test_choices_of_sampling_generate_anew_without_training(others, here, tmp_path, monkeypatch):
     monkeypatch.setattr(a3_cfg, "train", lambda *_: pytest.fail("it trains"))
     copy = shutil.copytree(others, tmp_path / "copy", symlinks=True)
-    first = (run_folder(copy, "a3_cfg") / SAMPLES).read_bytes()
     earlier, trained = table_of(copy, "a3_cfg")["images"], last_of(copy, "a3_cfg").read_bytes()
     command = f"a3_cfg.py {OTHERS['a3_cfg']}"
     for flags in ("--samples 10", "--scales 2 4", "--eta 0", "--sample-steps 3",
@@ -314,7 +309,7 @@ def test_choices_of_sampling_generate_anew_without_training(others, here, tmp_pa
         earlier = now["images"]
     assert last_of(copy, "a3_cfg").read_bytes() == trained
     here(command, copy)
-    assert (run_folder(copy, "a3_cfg") / SAMPLES).read_bytes() == first
+    assert bytes_of(copy, "a3_cfg") == bytes_of(others, "a3_cfg")
 
 
 def test_fresh_starts_over_and_moves_the_earlier_run_aside(others, here, tmp_path):
@@ -352,30 +347,23 @@ def test_a_prompt_before_any_training_uses_the_weights_of_the_repository(here, t
     assert typed.stdout == done.stdout and [*contents(tmp_path)] == [picture]
 
 
-def test_what_they_draw_are_the_digits_that_were_asked_for(here, tmp_path, monkeypatch):
-    from kit import judge, pictures
+def test_they_draw_n_of_the_digits_that_were_asked_for(here, tmp_path, monkeypatch):
+    grids, network = [], judge.load_judge(data_args(), torch.device("cpu"))
+    monkeypatch.setattr(pictures, "save_grid", lambda *args, **_: grids.append(args))
+    for i in (0, 3, 7):
+        here(f"a4_full.py --n 5 --prompt {DIGITS[i]}", tmp_path)
+        _, pixels, columns, title = grids.pop()
+        assert pixels.shape == (5, 28, 28) and columns == 3 and (network.see(pixels)[1] == i).all()
+        assert title == f"{DIGITS[i]}, guidance scale 2"
+    assert "names no class" in here(f"{DRAW} sevens", tmp_path).stderr
 
-    drawn, network = [], judge.load_judge(data_args(), torch.device("cpu"))
-    monkeypatch.setattr(pictures, "save_grid", lambda path, pixels, *_, **__: drawn.append(pixels))
-    for name in DIGITS[::3]:
-        here(f"a4_full.py --n 5 --prompt {name}", tmp_path)
-    read = [network.see(pixels)[1] for pixels in drawn]
-    right = np.concatenate([labels == 3 * i for i, labels in enumerate(read)])
-    assert right.sum() >= 18, read
 
-
-@pytest.mark.parametrize(
-    "flags", ["--widths 16 32", "--train-steps 9", "--lr 0.1", "--out mine", "--dataset emnist",
-              "--clip ViT-B/32 --lr 1"])  # fmt: skip
+@pytest.mark.parametrize("flags", ["a4_full.py --widths 16 32", "a4_full.py --train-steps 9",
+    "a4_full.py --lr 1 --clip ViT-B/32", "a4_full.py --out mine", "a4_full.py --dataset emnist",
+    "a3_cfg.py"])  # fmt: skip
 def test_they_are_not_used_for_what_they_were_not_trained_with(here, tmp_path, flags):
-    done = here(f"{DRAW} 7 {flags}", tmp_path, check=1)
-    assert re.search("nothing is trained|was trained with", only_error(done))
-    assert not contents(tmp_path)
-
-
-def test_a_script_without_weights_names_the_command_that_trains_them(here, tmp_path):
-    done = here("a3_cfg.py --prompt seven", tmp_path, check=1)
-    only_error(done, "nothing is trained", "python a3_cfg.py --dataset mnist")
+    line = only_error(here(f"{flags} --prompt 7", tmp_path, check=1))
+    assert re.search(r"nothing is trained .*python a\d_\w+.py --dataset|was trained with", line)
     assert not contents(tmp_path)
 
 
@@ -392,17 +380,6 @@ def test_a_trained_run_draws_prompts_and_adds_a_picture_alone(copy, here):
     after = contents(copy)
     assert after.keys() - before.keys() == names
     assert all(after[path] == before[path] for path in before)
-
-
-def test_a_picture_shows_n_images_and_a_class_that_is_not_known_is_noted(copy, here, monkeypatch):
-    from kit import pictures
-
-    grids = []
-    monkeypatch.setattr(pictures, "save_grid", lambda *args, **__: grids.append(args))
-    assert "names no class" in here("a4_full.py --n 5 --prompt sevens", copy).stderr
-    (_, pixels, columns, title), *_ = grids
-    assert pixels.shape == (5, 28, 28) and columns == 3
-    assert title == "sevens, guidance scale 2"
 
 
 def test_a_model_that_is_trained_in_part_says_so(copy, here):

@@ -52,7 +52,7 @@ def test_a_copy_of_a_script_with_one_thing_changed_is_a_run_like_all(clone, cli,
         env={"PYTHONPATH": ""})  # fmt: skip
     monkeypatch.syspath_prepend(clone)
     done = here(f"a5_mine.py {FLAGS} --strength 0.7", clone)
-    assert done.stderr == "results/mnist/a5_mine is complete; --fresh starts over\n"
+    assert "a5_mine is complete" in done.stderr
     config = json.loads((run_folder(clone, "a5_mine") / "config.json").read_text())
     assert (config["strength"], config["widths"]) == (0.7, [16, 32])
     assert config["description"] == "A5: narrower."

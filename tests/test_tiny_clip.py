@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, ROOT, data_args
-from test_captions import with_states
+from test_attributes import with_states
 
 import common
 from kit import tiny_clip, words
@@ -64,7 +64,7 @@ def test_noise_says_nothing_that_is_known(monkeypatch):
 def test_which_captions_fit_which_images(monkeypatch):
     """A caption fits all images of its class, or of any if it names none, that are as it says."""
     captions, vocabulary = vocabulary_of(data_args(), monkeypatch)
-    i, seen = captions.draw(40), set()
+    i, seen = captions.pick(40), set()
     tokens, fits = tiny_clip.captions_for(i, captions, vocabulary)
     assert tokens.shape == (48, 77) and fits.shape == (40, 48) and fits[range(40), range(40)].all()
     for text, column in zip(tokens.tolist(), fits.T.tolist()):

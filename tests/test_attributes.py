@@ -101,7 +101,7 @@ def digits(monkeypatch):
 
 def test_every_sentence_fits_its_image(digits):
     i = torch.arange(6000)
-    said = digits.say(i)
+    said = digits.mention(i)
     rows = zip(digits.find(i, said).tolist(), digits.labels.tolist(), digits.states, said)
     for sentence, label, states, of_text in rows:
         text = digits.sentences[sentence]
@@ -114,7 +114,7 @@ def test_every_sentence_fits_its_image(digits):
 
 def test_a_word_that_fits_is_said_two_of_three_times_and_the_pair_never(digits):
     i = torch.arange(6000).repeat(5)
-    said, states = digits.say(i), digits.states[i]
+    said, states = digits.mention(i), digits.states[i]
     pair = (states == torch.tensor(HELD_OUT)).all(1)  # thick and leaning left
     assert HELD_OUT == (1, -1) and not (said == torch.tensor(HELD_OUT)).all(1).any()
     for k in (0, 1):
@@ -127,11 +127,11 @@ def test_a_word_that_fits_is_said_two_of_three_times_and_the_pair_never(digits):
 
 def test_captions_without_words_stand_for_all_images(digits):
     """An image is drawn three times as often for each word, which is said two of three times."""
-    i = digits.draw(90_000)
+    i = digits.pick(90_000)
     fitting, counts = (digits.states != 0).sum(1), torch.bincount(i, minlength=6000).float()
     means = [counts[fitting == k].mean().item() for k in (0, 1, 2)]
     assert [mean / means[0] for mean in means] == pytest.approx([1, 3, 9], rel=0.1)
-    silent = digits.states[i[(digits.say(i) == 0).all(1)]].tolist()
+    silent = digits.states[i[(digits.mention(i) == 0).all(1)]].tolist()
     usual = [x for x in silent if tuple(x) != HELD_OUT]  # whose shares are as in the data: 1 in 8
     for state in ([0, 0], [-1, 0], [0, 1], [-1, -1], [1, 1]):
         assert usual.count(state) / len(usual) == pytest.approx(1 / 8, abs=0.02), state

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import SMALL, last_of, rows, run_folder, warm
@@ -71,7 +70,6 @@ def test_two_processes_resume_without_a_gap_and_leave_all_files(two):
 
 
 def test_what_they_generate_is_what_one_process_generates(two, here, tmp_path, monkeypatch):
-    """From the same checkpoint; and one process alone learns as fast."""
     last_of(tmp_path).parent.mkdir(parents=True)
     last_of(tmp_path).write_bytes(last_of(two).read_bytes())
     monkeypatch.setattr(a4_full, "train", lambda *_: pytest.fail("it trains"))
@@ -79,15 +77,8 @@ def test_what_they_generate_is_what_one_process_generates(two, here, tmp_path, m
     torch.set_num_threads(1)
     here(f"a4_full.py {FLAGS}", tmp_path)
     torch.set_num_threads(threads)
-    monkeypatch.undo()
     samples = [(run_folder(x) / "images" / "samples.npz").read_bytes() for x in (tmp_path, two)]
     assert samples[0] == samples[1]
-    here(f"a4_full.py {FLAGS} --out alone --samples 1", tmp_path)
-    logs = [run_folder(two), tmp_path / "alone" / "mnist" / "a4_full"]
-    ours, alone = (
-        np.array([float(row["loss"]) for row in rows(log / "metrics" / "loss.csv")]) for log in logs
-    )
-    assert np.abs(ours / alone - 1).max() < 0.25, "other images are drawn"
 
 
 def test_the_variables_of_torchrun_without_torchrun_mean_nothing(tmp_path):
@@ -97,8 +88,7 @@ import a0_uncond, a4_full
 a0_uncond.main({SMALL.split()})
 a4_full.main(["--prompt", "seven", "--n", "1", "--sample-steps", "2"])
 """
-    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
-    env["MASTER_PORT"] = "29517"
+    env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29517"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | env,
                           capture_output=True, text=True, timeout=100)  # fmt: skip
     assert done.returncode == 0 and (tmp_path / done.stdout.strip()).exists(), done.stderr
@@ -110,8 +100,7 @@ def test_a_gpu_of_2020_or_later_trains_in_bfloat16(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         run = object.__new__(common.Run)
         run.device = torch.device("cuda")
-        block = run.autocast()
-        return getattr(block, "_enabled", False)
+        return getattr(run.autocast(), "_enabled", False)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
@@ -127,9 +116,3 @@ def test_bfloat16_learns_as_float32_does(here, tmp_path, monkeypatch):
         log = tmp_path / str(fast) / "mnist" / "a1_cond" / "metrics" / "loss.csv"
         losses.append(float(rows(log)[0]["loss"]))
     assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.03
-
-
-def test_without_torchrun_nothing_is_joined_or_wrapped(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run, model = common.Run(a4_full.Config(clip="tiny")), torch.nn.Linear(2, 2)
-    assert run.parallel(model) is model and run.batch_size == 64

@@ -363,7 +363,7 @@ def test_they_draw_n_of_the_digits_that_were_asked_for(here, tmp_path, monkeypat
     "a3_cfg.py"])  # fmt: skip
 def test_they_are_not_used_for_what_they_were_not_trained_with(here, tmp_path, flags):
     line = only_error(here(f"{flags} --prompt 7", tmp_path, check=1))
-    assert re.search(r"nothing is trained .*python a\d_\w+.py --dataset|was trained with", line)
+    assert re.search(r"no trained model .*python a\d_\w+.py --dataset|was trained with", line)
     assert not contents(tmp_path)
 
 

@@ -48,11 +48,10 @@ def test_a_copy_of_a_script_with_one_thing_changed_is_a_run_like_all(clone, cli,
         "(text - self.text_mean)": "self.strength * (text - self.text_mean)",
         "self.patch = config.patch": "self.patch, self.strength = config.patch, config.strength",
     })  # fmt: skip
-    cli(f"a5_mine.py {FLAGS} --strength 0.7", clone, script_folder=clone,
-        env={"PYTHONPATH": ""})  # fmt: skip
+    command = f"a5_mine.py {FLAGS} --strength 0.7"
+    cli(command, clone, script_folder=clone, env={"PYTHONPATH": ""})
     monkeypatch.syspath_prepend(clone)
-    done = here(f"a5_mine.py {FLAGS} --strength 0.7", clone)
-    assert "a5_mine is complete" in done.stderr
+    assert "a5_mine is complete" in here(command, clone).stderr
     config = json.loads((run_folder(clone, "a5_mine") / "config.json").read_text())
     assert (config["strength"], config["widths"]) == (0.7, [16, 32])
     assert config["description"] == "A5: narrower."

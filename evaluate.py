@@ -235,9 +235,8 @@ class Evaluator:
         rows, judged = pd.DataFrame(rows), {"read": seen["read"]}
         if training is not None:
             shown = table[table["kind"].isin(PLAIN)].groupby("scale").head(SHOWN).index.to_numpy()
-            judged |= {"distances": seen["distances"], "nearest_rows": shown}
-            judged["nearest"] = training[0].numpy()[seen["nearest"][shown, 0]]
-            judged["real_distances"] = self.nearest(self.real[0], training[0].numpy())[1]
+            nearest = training[0].numpy()[seen["nearest"][shown, 0]]
+            judged |= {"nearest": nearest, "nearest_rows": shown}
         save_arrays(folder / "metrics" / "judged.npz", judged)
         asked = self.obedience(samples, seen["read"], run.get("attributes") or {}, facts)
         if len(asked):

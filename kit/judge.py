@@ -16,7 +16,7 @@ from torch import nn
 
 from kit.config import DataConfig
 from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
-from kit.files import ROOT, UserError, load_tensors, lock, progress, reading, save_file, say
+from kit.files import ROOT, UserError, load_tensors, progress, reading, save_file, say
 from kit.processes import pick_device
 from kit.tiny_clip import jitter
 
@@ -82,9 +82,7 @@ def load_judge(config, device: torch.device) -> Judge:
     """The judge for the classes of config, trained now if there is none; crc32: of its file."""
     path = judge_path(config)
     if not path.exists():
-        held = lock(path)
         make(config, path, device)
-        held.release()
     with reading(path, "delete it (the one in assets/: get it from the repository)"):
         state = load_tensors(path)
         if state.pop("learned") != [config.name, [*config.classes]]:

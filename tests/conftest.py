@@ -91,11 +91,11 @@ def offline():
 
 @pytest.fixture(scope="session")
 def cli():
-    """cli("a4_full.py --n 3", folder, check=0) runs it as a user would; check: its exit code."""
+    """cli("a4_full.py --n 3", folder) runs it as a user would. check: the exit code expected."""
 
-    def run(command, cwd, check=0, env=None, script_folder=ROOT):
+    def run(command, cwd, check=0, env=None):
         script, *flags = command if isinstance(command, list) else command.split()
-        start = [script] if script.startswith("-") else [str(script_folder / script)]
+        start = [script] if script.startswith("-") else [str(ROOT / script)]
         warm(cwd)
         done = subprocess.run([sys.executable, *start, *flags], cwd=cwd, capture_output=True,
                               text=True, env=os.environ | (env or {}), timeout=300)  # fmt: skip

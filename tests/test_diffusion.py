@@ -181,12 +181,18 @@ def test_no_noise_is_added_in_the_last_step(script):
     assert t_last == 0 and (x_last - x0_hat.clamp(-1, 1)).abs().max() < 1e-6
 
 
-def test_noise_depends_on_seed_and_number_alone():
-    """Not on the batch it is for; no two images have the same."""
+def test_an_image_depends_on_seed_and_number_alone(monkeypatch):
+    """Not on the batch it is generated in; no two from the same noise."""
     x = start(6, seed=3)[0]
     flat = torch.cat([x, start(6, seed=4)[0]]).flatten(1)
     assert torch.cdist(flat, flat).fill_diagonal_(9).min() > 5
     assert torch.equal(samples.noise(samples.generators_of(3, [4, 2]), 1, 28, 28), x[[4, 2]])
+    run, drawn = argparse.Namespace(config=argparse.Namespace(seed=5), encoder=None), []
+    for size in (3, 100):
+        monkeypatch.setattr(samples, "BATCH", size)
+        draw = lambda prompts, scale, generators: common.noise(generators, 1, 28, 28)  # noqa: E731
+        drawn.append(samples.generate(run, draw, [""] * 7, 1.0, "generating")[0])
+    assert (drawn[0] == drawn[1]).all() and len({*map(bytes, drawn[0])}) == 7
 
 
 @pytest.mark.parametrize("script", GUIDED)
@@ -262,6 +268,14 @@ def test_the_bag_of_words():
     assert (vectors[:4].norm(dim=1) - 1).abs().max() < 1e-5
     assert (seven - same).abs().max() < 1e-6, "neither order nor case nor punctuation counts"
     assert seven @ unknown > 0.8 > seven @ two > 0.5, "unknown words do little"
+
+
+def test_attention_is_the_softmax_of_scaled_products_with_several_heads():
+    layer, x = perturbed(a4_full.Attention(16)), torch.randn(3, 16, 5, 7)
+    qkv = layer.qkv(layer.norm(x)).view(3, 3, 4, 4, 35).transpose(-1, -2)
+    h = torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(1))
+    expected = x + layer.out(h.transpose(-1, -2).reshape(3, 16, 5, 7))
+    assert (layer(x) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("script", [*LADDER, cgan, cvae])

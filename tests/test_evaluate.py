@@ -291,13 +291,12 @@ def test_what_the_figures_need_is_written(measured):
     mnist = measured / "results/mnist"
     judged = load_arrays(mnist / "a4_full/metrics/judged.npz")
     samples = load_arrays(mnist / "a4_full/images/samples.npz")
-    assert judged["read"].shape == (140,) and judged["distances"].shape == (140, 2)
+    assert judged["read"].shape == (140,)
     assert (judged["read"] == samples["labels"]).mean() > 0.95
     assert judged["nearest_rows"].tolist() == [*range(26), *range(40, 66)]
     rows = judged["nearest_rows"]
     distances = ((samples["images"][rows] / 255 - judged["nearest"] / 255) ** 2).mean((1, 2)) ** 0.5
-    assert np.abs(distances - judged["distances"][rows, 0]).max() < 1e-9
-    assert judged["real_distances"].shape == (400, 2)
+    assert distances.max() < 1e-9  # these samples are training images
     assert {*load_arrays(mnist / "a0_uncond/metrics/judged.npz")} == {"read"}
     assert load_arrays(mnist / "compare/real.npz")["images"].shape == (260, 28, 28)
     row = pd.read_csv(mnist / "a0_uncond/metrics/mse_diversity.csv").iloc[0]

@@ -68,7 +68,7 @@ def differences(folder: Path, script: str) -> list[str]:
 
 @pytest.mark.skipif(
     torch.__version__.split("+")[0] != GOLDEN["torch"] or platform.machine() != "x86_64",
-    reason=f"golden.json was made by torch {GOLDEN['torch']} on x86_64; others may round differently",
+    reason=f"golden.json is of torch {GOLDEN['torch']} on x86_64; others may round differently",
 )
 def test_weights_and_samples_are_the_same_bit_for_bit(tmp_path):
     scripts = ["a1_cond", "cvae"]

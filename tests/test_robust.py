@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, TINY, contents, last_of, only_error, ours, run_folder, warm
+from conftest import SMALL, TINY, contents, last_of, only_error, ours, run_folder, warm
 from matplotlib.image import imread
 
 import a0_uncond
@@ -74,21 +74,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint(half, here, m
     assert "resuming from step 40 of 60" in here(TINY, half).stderr
 
 
-def test_a_full_disk_while_samples_are_saved_costs_no_training(mine, here, monkeypatch):
-    (mine / SAMPLES).unlink()
-    true_fsync, calls = os.fsync, []
-
-    def fsync(number):
-        calls.append(1)
-        return full() if len(calls) > 3 else true_fsync(number)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    only_error(here(UNCOND, place_of(mine), check=1), "cannot write", "No space left on device")
-    monkeypatch.setattr(os, "fsync", true_fsync)
-    here(UNCOND, place_of(mine))
-    assert not [path for path in mine.rglob("*") if path.name.endswith(".part")]
-
-
 def test_a_curve_that_is_open_in_a_spreadsheet_does_not_stop_the_training(
     small, here, tmp_path, monkeypatch
 ):
@@ -142,8 +127,7 @@ def bytes_of(change):
 
 
 DAMAGE = {  # what is done to last.pt -> words of the line
-    "cut early": (bytes_of(lambda x: x[:50_000]), ""),
-    "cut late": (bytes_of(lambda x: x[:-1000]), ""),
+    "cut": (bytes_of(lambda x: x[:-1000]), ""),
     "empty": (bytes_of(lambda x: b""), ""),
     "a web page": (bytes_of(lambda x: b"<html>sign in</html>"), ""),
     "one bit": (bytes_of(lambda x: x[:300_000] + bytes([x[300_000] ^ 1]) + x[300_001:]), "damaged"),
@@ -154,7 +138,6 @@ DAMAGE = {  # what is done to last.pt -> words of the line
     "no step": (edited(step=None), "'step'"),
     "no config": (edited(config=None), "'config'"),
     "another network": (edited(ema={"inp.weight": torch.zeros(3)}), ""),
-    "a list": (lambda path: torch.save([1, 2], path), ""),
 }
 
 
@@ -208,36 +191,18 @@ def test_an_edited_config_is_read_and_never_believed_about_the_training(mine, he
     assert json.loads(path.read_text()) == config
 
 
-def test_samples_that_were_damaged_are_named(mine, here):
-    half = mine / "images" / ".samples.npz"
-    (mine / SAMPLES).rename(half)
-    half.write_bytes(b"half")
-    only_error(here(UNCOND, place_of(mine), check=1), ".samples.npz cannot be read", "delete it")
-    half.unlink()
-    here(UNCOND, place_of(mine))
-    assert (mine / SAMPLES).exists()
-
-
 # ── Prompts ──
 
-PROMPTS = {
-    "Chinese": "画一个七",
-    "full-width signs": "a ７ ｓｅｖｅｎ",
-    "emoji": "😀 seven 👍🏽",
-    "like a path": "../../etc/passwd",
-    "a long word": "seven" * 10,
-    "mathematics": r"$\frac{1}{2}$ seven",
-    "a flag": "--help me",
-    "markup": "<b>seven</b> & {x} %s \\n",
-}
+PROMPTS = ["画一个七", "a ７ ｓｅｖｅｎ", "😀 seven 👍🏽", "../../etc/passwd", "seven" * 10, "--help me",
+           r"$\frac{1}{2}$ seven", "<b>seven</b> & {x} %s \\n"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", PROMPTS)
-def test_any_prompt_gives_a_picture_with_a_title_and_no_warning(copy, here, kind):
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_any_prompt_gives_a_picture_with_a_title_and_no_warning(copy, here, prompt):
     before = contents(copy)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        done = here(["a4_full.py", f"--prompt={PROMPTS[kind]}", "--n", "1"], copy)
+        done = here(["a4_full.py", f"--prompt={prompt}", "--n", "1"], copy)
     (path,) = contents(copy).keys() - before.keys()
     assert path.parent == run_folder(copy) / "images" and done.stdout.strip() in str(path)
     assert imread(path).std() > 0.05 and "Warning" not in done.stderr
@@ -288,19 +253,6 @@ def test_every_text_file_of_ours_is_utf_8():
     assert len(paths) > 50
     for path in paths:
         assert path.read_bytes().decode("utf-8"), path
-
-
-def test_results_may_be_moved_elsewhere_with_a_clip_of_ones_own(here, tmp_path):
-    first, second, command = tmp_path / "first", tmp_path / "second", ["a2_clip.py", *SMALL.split()]
-    first.mkdir()
-    shutil.copyfile(ROOT / "assets" / "tiny_clip.pt", first / "my clip.pt")
-    here([*command, "--clip", "my clip.pt"], first)
-    first.rename(second)
-    assert "complete" in here(command, second).stderr
-    (second / "my clip.pt").rename(tmp_path / "other.pt")
-    only_error(here("a2_clip.py --prompt 7 --n 1", second, check=1), "my clip.pt", "--clip")
-    ask = ["a2_clip.py", "--prompt", "7", "--n", "1", "--clip", str(tmp_path / "other.pt")]
-    assert here(ask, second).stdout, "the remedy"
 
 
 def test_without_a_network_each_replacement_is_said_in_one_line(here, tmp_path):

@@ -49,7 +49,7 @@ def test_a_copy_of_a_script_with_one_thing_changed_is_a_run_like_all(clone, cli,
         "self.patch = config.patch": "self.patch, self.strength = config.patch, config.strength",
     })  # fmt: skip
     command = f"a5_mine.py {FLAGS} --strength 0.7"
-    cli(command, clone, script_folder=clone, env={"PYTHONPATH": ""})
+    cli(f"{clone}/{command}", clone, env={"PYTHONPATH": ""})
     monkeypatch.syspath_prepend(clone)
     assert "a5_mine is complete" in here(command, clone).stderr
     config = json.loads((run_folder(clone, "a5_mine") / "config.json").read_text())

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit.files import ROOT, UserError, download, load_tensors, memory, progress, reading, say
+from kit import files
+from kit.files import UserError, progress, reading, say
 from kit.words import readable
 
 VIT = "https://openaipublic.azureedge.net/clip/models/"
 VIT += "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
-TINY = ROOT / "assets" / "tiny_clip.pt"  # for MNIST; missing in a notebook
+TINY = files.ROOT / "assets" / "tiny_clip.pt"  # for MNIST; missing in a notebook
 LENGTH, START, END = 77, 49406, 49407  # number of tokens of a text; ids of the first and the last
 MANY = 500  # only more texts than this are cached on disk
 
@@ -27,12 +28,16 @@ MANY = 500  # only more texts than this are cached on disk
 @functools.cache
 def clip_module(name: str):
     """clip.<name>, without clip/__init__.py, which imports torchvision and pkg_resources."""
+    before = sys.modules.get("clip")
     try:
-        if "clip" not in sys.modules:
+        if before is None:
             path = importlib.util.find_spec("clip").submodule_search_locations
             sys.modules["clip"] = types.ModuleType("clip")
             sys.modules["clip"].__path__ = path
-        return importlib.import_module(f"clip.{name}")
+        module = importlib.import_module(f"clip.{name}")
+        if before is None:  # a later `import clip` gets the whole package
+            del sys.modules["clip"]
+        return module
     except (ImportError, AttributeError) as error:
         raise UserError(f"OpenAI's clip: {error}; pip install clip-anytorch ftfy regex") from None
 
@@ -64,7 +69,7 @@ class Clip:
             self.model = clip_module("model").build_model(state).float().to(device)
             self.crc32 = zlib.crc32(path.read_bytes())
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
-        self.memory, self.known = memory(data_dir), {}
+        self.memory, self.known = files.memory(data_dir), {}
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """-> (n, dim). Each distinct text is encoded once. UserError for more than 77 tokens."""
@@ -94,12 +99,13 @@ def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
 
 def read_state(path: Path) -> dict:
     """The weights in a TorchScript archive, which is OpenAI's format, or in a state dict."""
+    files.check_sums(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         try:
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
         except RuntimeError:
-            return dict(load_tensors(path))
+            return dict(files.load_tensors(path))
 
 
 def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -124,7 +130,7 @@ def load_clip(config, device: torch.device) -> Clip:
     if name in ("auto", "ViT-B/32"):
         path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it
         try:
-            path = download(VIT, path, VIT.split("/")[-2])
+            path = files.download(VIT, path, VIT.split("/")[-2])
             return Clip("ViT-B/32", path, device, config.data_dir)
         except UserError as error:
             if name == "ViT-B/32":

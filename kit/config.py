@@ -127,7 +127,9 @@ class Config(DataConfig):
             trained = load_tensors(config.checkpoint)["config"]
         names = cls.__dataclass_fields__.keys() & trained.keys() - cls.FREE - {"seed"}
         known = {x: tuple(y) if isinstance(y := trained[x], list) else y for x in names}
-        return super().parse(argv, default=cls(dataset=config.dataset, **known))
+        return super().parse(
+            argv, default=cls(dataset=config.dataset, prompt=config.prompt, **known)
+        )
 
 
 def report(kind, error, trace) -> None:

@@ -77,7 +77,8 @@ def mnist_files(root: Path, part: str) -> list[Path]:
     """part train or t10k -> [images, labels] under their usual names, gzipped or not, or []."""
     for images in sorted(root.glob(f"**/MNIST/**/{part}-images[-.]idx3-ubyte*")):
         for labels in sorted(images.parent.glob(f"{part}-labels[-.]idx1-ubyte*")):
-            return [images, labels]
+            if images.is_file() and labels.is_file():  # Kaggle's archive has folders, too
+                return [images, labels]
     return []
 
 

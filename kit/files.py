@@ -99,10 +99,14 @@ def save_table(path: Path, rows, float_format: str | None = None) -> None:
 
 def load_tensors(path: Path):
     """Load what torch.save() wrote, without running pickled code. ValueError if it is damaged."""
-    with zipfile.ZipFile(path) as archive:  # torch.load() does not verify checksums
+    check_sums(path)  # which torch.load() does not
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_sums(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
         if archive.testzip():
             raise ValueError(f"{archive.testzip()} in it is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -36,13 +36,13 @@ def pictures(config) -> list[np.ndarray]:
 
 def paths_in(folders: list[Path]) -> list[Path]:
     """All pictures in these folders, in an order that does not depend on the file system."""
-    found = {}
+    found = []
     for path in (path for folder in folders for path in folder.rglob("*")):
         name = unicodedata.normalize("NFC", path.relative_to(folders[0].parent).as_posix())
         hidden = re.search(r"(^|/)([.@]|__MACOSX)", name)
         if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
-            found[name] = path
-    return [found[name] for name in sorted(found)]
+            found.append((name, path))
+    return [path for _, path in sorted(found)]
 
 
 def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:

@@ -58,7 +58,9 @@ def class_names(config) -> tuple[str, ...]:
     """The classes of config.dataset, in the order of their labels. UserError for bad names."""
     kind, names = data_kind(config), tuple(config.classes or DRAWINGS)
     if kind == "folder":
-        return tuple(class_folders(Path(config.dataset).expanduser()))
+        folder, prompt = Path(config.dataset).expanduser(), getattr(config, "prompt", None)
+        gone = not folder.is_dir() and prompt  # then the trained run knows the classes
+        return config.classes if gone else tuple(class_folders(folder))
     if kind != "quickdraw":
         return DIGITS if kind == "mnist" else tuple(EMNIST_SPLITS[config.emnist_split])
     known = CATEGORIES.read_text(encoding="utf-8").splitlines() if CATEGORIES.exists() else names

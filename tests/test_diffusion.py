@@ -59,7 +59,7 @@ class FakeRun:
         self.batch_size, self.n, self.device = batch_size, steps, torch.device("cpu")
         self.losses, self.parallel, self.autocast = [], lambda model: model, contextlib.nullcontext
         self.encoder, self.vectors = argparse.Namespace(dim=8, encode_text=self.encode), {}
-        self.cone, self.said = 3 * torch.randn(8), []
+        self.cone, self.mentioned = 3 * torch.randn(8), []
 
     def encode(self, texts):
         """Vectors in a narrow cone, the same for the same text."""
@@ -69,8 +69,8 @@ class FakeRun:
 
     def captions(self, images, labels):
         self.made = captions.Captions(self.config, images, labels, None)
-        say = self.made.say
-        self.made.say = lambda i: self.said.append(say(i)) or self.said[-1]
+        mention = self.made.mention
+        self.made.mention = lambda i: self.mentioned.append(mention(i)) or self.mentioned[-1]
         return self.made
 
     def load_data(self):
@@ -245,7 +245,7 @@ def test_one_in_ten_of_the_texts_that_name_a_class_alone_becomes_the_mean_text(s
 
     monkeypatch.setattr(script, "diffusion_loss", loss)
     script.train(run, model, network(script, run.config))
-    dropped, alone = torch.cat(seen), (torch.cat(run.said) == 0).all(1)
+    dropped, alone = torch.cat(seen), (torch.cat(run.mentioned) == 0).all(1)
     assert len(dropped) == 40 * 64 and 0.1 < alone.float().mean() < 0.5
     assert 0.06 < dropped[alone].float().mean() < 0.14 and not dropped[~alone].any()
 

@@ -87,7 +87,7 @@ def test_a_curve_that_is_open_in_a_spreadsheet_does_not_stop_the_training(
     monkeypatch.setattr(Path, "replace", replace)
     done = here(UNCOND, tmp_path)
     (line,) = (x for x in done.stderr.splitlines() if "loss.csv" in x)
-    assert "Permission denied" in line and "the training continues" in line
+    assert "Permission denied" in line and "training continues" in line
     samples = [(run_folder(x, "a0_uncond") / SAMPLES).read_bytes() for x in (tmp_path, small)]
     assert samples[0] == samples[1]
 
@@ -193,8 +193,8 @@ def test_an_edited_config_is_read_and_never_believed_about_the_training(mine, he
 
 # ── Prompts ──
 
-PROMPTS = ["画一个七", "a ７ ｓｅｖｅｎ", "😀 seven 👍🏽", "../../etc/passwd", "seven" * 10, "--help me",
-           r"$\frac{1}{2}$ seven", "<b>seven</b> & {x} %s \\n"]  # fmt: skip
+PROMPTS = ["画一个七", "a ７ ｓｅｖｅｎ", "😀 seven 👍🏽", "../../etc/passwd", "seven" * 10,
+           "--help me", r"$\frac{1}{2}$ seven", "<b>seven</b> & {x} %s \\n"]  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -81,9 +81,6 @@ def data_args(dataset="mnist", classes=DIGITS, **others):
     return argparse.Namespace(**choices | others)
 
 
-# ── Commands ──
-
-
 @pytest.fixture
 def offline():
     """Says that a test needs the network to be dead, as it always is."""
@@ -95,10 +92,10 @@ def cli():
 
     def run(command, cwd, check=0, env=None):
         script, *flags = command if isinstance(command, list) else command.split()
-        start = [script] if script.startswith("-") else [str(ROOT / script)]
+        line = [sys.executable, str(ROOT / script), *flags]
         warm(cwd)
-        done = subprocess.run([sys.executable, *start, *flags], cwd=cwd, capture_output=True,
-                              text=True, env=os.environ | (env or {}), timeout=300)  # fmt: skip
+        env = os.environ | (env or {})
+        done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == check, done.stderr
         return done
 
@@ -142,15 +139,9 @@ def only_error(done, *words) -> str:
 @pytest.fixture
 def coarse_figures(monkeypatch):
     """With all that is in them, but of few pixels: for tests that make many and look at none."""
-    savefig = Figure.savefig
-
-    def coarse(*args, dpi=100, **others):
-        savefig(*args, dpi=dpi / 4, **others)
-
+    true = Figure.savefig
+    coarse = lambda *args, dpi=100, **others: true(*args, dpi=dpi / 4, **others)  # noqa: E731
     monkeypatch.setattr(Figure, "savefig", coarse)
-
-
-# ── A finished run ──
 
 
 @pytest.fixture(scope="session")
@@ -185,21 +176,17 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-# ── Files as others make them ──
-
-
 def idx(array):
     """The IDX format of MNIST's and EMNIST's files: magic number, sizes, bytes."""
     shape = struct.pack(f">{array.ndim}I", *array.shape)
     return bytes([0, 0, 8, array.ndim]) + shape + array.astype("uint8").tobytes()
 
 
-# OpenAI's CLIP(...): ViT-B/32's text tower (77 tokens, width 512, 8 heads, 12 layers), 512 numbers
-# a text; an image side of one small layer, which costs little.
+# OpenAI's CLIP(...): ViT-B/32's text tower, and an image side of one small layer.
 STAND_IN = 512, 32, 1, 64, 16, 77, 49408, 512, 8, 12
 
 
-def save_openai_clip(folder, geometry, archive=True):
+def save_openai_clip(folder, geometry):
     """Random weights in OpenAI's formats: a JIT archive with its extra buffers, a state dict."""
     torch.manual_seed(0)
     model, size = clip_module("model").CLIP(*geometry).eval(), geometry[1]
@@ -211,11 +198,10 @@ def save_openai_clip(folder, geometry, archive=True):
     clip_module("model").convert_weights(model.float())
     state = {name: p for name, p in model.state_dict().items() if name not in extra}
     torch.save(state, folder / "state.pt")
-    if archive:
-        image, text = torch.zeros(1, 3, size, size), torch.zeros(1, 77, dtype=torch.long)
-        example = {"encode_image": image, "encode_text": text}
-        traced = torch.jit.trace_module(model, example, check_trace=False)
-        torch.jit.save(traced, folder / "jit.pt")
+    image, text = torch.zeros(1, 3, size, size), torch.zeros(1, 77, dtype=torch.long)
+    example = {"encode_image": image, "encode_text": text}
+    traced = torch.jit.trace_module(model, example, check_trace=False)
+    torch.jit.save(traced, folder / "jit.pt")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -94,9 +94,3 @@ def test_a_notebook_runs_from_top_to_bottom(host, server, tmp_path, monkeypatch)
     assert (run["data_source"], run["image_count"]) == ("mnist", 500)
     assert run["description"].startswith("A1: ")
     assert {path.name for path in folder.iterdir()} == {"results", "data", "common.py", "kit"}
-
-
-def test_a_script_alone_shows_what_belongs_beside_it(cli, tmp_path):
-    (tmp_path / "a4_full.py").write_bytes((ROOT / "a4_full.py").read_bytes())
-    done = cli("a4_full.py", tmp_path, 1, {"PYTHONPATH": ""}, tmp_path)
-    assert "import common  # a file of this repository; it needs" in done.stderr

@@ -95,18 +95,6 @@ a4_full.main(["--prompt", "seven", "--n", "1", "--sample-steps", "2"])
     assert torch.load(last_of(tmp_path, "a0_uncond"), weights_only=True)["step"] == 4
 
 
-def test_a_gpu_of_2020_or_later_trains_in_bfloat16(monkeypatch, tmp_path):
-    def enabled(capability):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        run = object.__new__(common.Run)
-        run.device = torch.device("cuda")
-        return getattr(run.autocast(), "_enabled", False)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    assert not enabled((7, 5)) and enabled((9, 0))
-
-
 def test_bfloat16_learns_as_float32_does(here, tmp_path, monkeypatch):
     losses = []
     for fast in (False, True):

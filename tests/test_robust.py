@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pickle
-import random
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from matplotlib.image import imread
 
 import a0_uncond
 import a4_full
-import common
 from kit import files
 
 UNCOND, SAMPLES = f"a0_uncond.py {SMALL}", "images/samples.npz"
@@ -152,23 +150,6 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it(copy, here, kind, comman
     assert contents(copy) == before and not (copy / "owned").exists()
 
 
-def test_damage_anywhere_in_a_checkpoint_is_noticed_or_harmless(copy):
-    """torch.load() itself compares no checksums."""
-    last, dice = last_of(copy), random.Random(0)
-    whole, known, noticed = last.read_bytes(), torch.load(last, weights_only=True), 0
-    for _ in range(40):
-        content, i = bytearray(whole), dice.randrange(len(whole))
-        content[i : i + 8] = dice.randbytes(8)
-        last.write_bytes(content)
-        try:
-            state = common.load_tensors(last)
-        except Exception:
-            noticed += 1
-        else:
-            assert all(torch.equal(state["ema"][name], x) for name, x in known["ema"].items())
-    assert noticed > 30
-
-
 @pytest.mark.parametrize("text", ["", "hello", "[]", '{"seed": 0}'])
 def test_a_damaged_config_is_one_line_and_its_remedy_mends_it(mine, here, text):
     whole, known = (mine / "config.json").read_text(), np.load(mine / SAMPLES)["images"]
@@ -216,12 +197,6 @@ def test_a_prompt_that_cannot_be_read_is_one_short_line(copy, here, prompt):
     done = here(["a4_full.py", "--prompt", prompt], copy, check=1)
     only_error(done, "77 tokens" if len(prompt) > 99 else "--prompt")
     assert contents(copy) == before and len(done.stderr) < 300
-
-
-def test_a_bag_of_words_reads_ten_thousand_characters(here, tmp_path):
-    here(f"a1_cond.py {SMALL}", tmp_path)
-    done = here(["a1_cond.py", "--prompt", "seven " * 1700, "--n", "1"], tmp_path)
-    assert max(imread(tmp_path / done.stdout.strip()).shape) < 2000
 
 
 # ── Other people's machines ──

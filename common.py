@@ -12,30 +12,25 @@ from kit.config import Config  # the flags that all scripts share: dataset, out,
 from kit.data import to_images  # pixels uint8 (n, 28, 28) -> float32 (n, 1, 28, 28) in [-1, 1]
 from kit.files import download, load_tensors, progress, reading
 from kit.muon import Muon  # the optimiser: Muon for convolutions, AdamW for the rest
-from kit.pictures import complete  # whether everything a run saves is on disk
-from kit.pictures import save_outputs  # generates and saves a run's samples and pictures
+from kit.pictures import complete, save_outputs  # is everything saved? save samples and pictures
 from kit.run import Run  # results/<dataset>/<script>/: data, training steps, checkpoints
 from kit.samples import noise  # Gaussian noise, with one generator per image
 
 T = 1000  # diffusion steps
+# Papers use TensorFlow's weights of Inception v3, not torchvision's, so their FIDs differ.
 INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 
 
 def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
-    """The cosine schedule: float32 (T + 1,), from 1 (clean) to about 0 (noise); DDIM's alpha.
-
-    Nichol & Dhariwal 2021 Eq. 17; betas are clipped to 0.999, as in the paper.
-    """
+    """The cosine schedule: float32 (T + 1,), from 1 (clean) to about 0 (noise); DDIM's alpha."""
     t = torch.arange(T + 1, dtype=torch.float64)
-    f = torch.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2
-    alphas = (f[1:] / f[:-1]).clamp(min=0.001)
+    f = torch.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2  # Nichol & Dhariwal 2021 Eq. 17
+    alphas = (f[1:] / f[:-1]).clamp(min=0.001)  # betas of at most 0.999, as in the paper
     return torch.cat([torch.ones(1), alphas.cumprod(0)]).float().to(device)
 
 
 def inception_features(device: torch.device):
-    """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048), the input of the last layer of
-    torchvision's Inception v3. Papers use TensorFlow's weights, so their FIDs differ.
-    """
+    """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048), before the last layer."""
     from torchvision.models import inception_v3  # the scripts do without torchvision
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
@@ -61,8 +56,7 @@ def inception_features(device: torch.device):
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """FID of features (n, d), (m, d): distance of fitted Gaussians, Heusel et al. 2017 Eq. 6."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    cov_a = np.atleast_2d(np.cov(a, rowvar=False))
-    cov_b = np.atleast_2d(np.cov(b, rowvar=False))
+    cov_a, cov_b = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     # root(cov_a cov_b) has the same trace as root(root(cov_a) cov_b root(cov_a)).

@@ -19,12 +19,10 @@ import torch
 import tyro
 
 import common
-from kit import attributes, judge, metrics
-from kit.captions import HELD_OUT, words_of
+from kit import attributes, captions, judge, metrics
 from kit.config import DataConfig
 from kit.data import embedded_mnist, load_dataset, to_images
-from kit.files import UserError, memory, progress, save_arrays, save_table, say
-from kit.processes import pick_device
+from kit.files import UserError, memory, pick_device, progress, save_arrays, save_table, say
 from kit.run import read_config
 from kit.samples import PLAIN, load_samples
 from kit.words import TRAIN_TEMPLATES, class_names, phrasings
@@ -54,10 +52,8 @@ def find_runs(config: Config) -> dict[Path, dict]:
     """Runs with samples that learned the same: folder -> config.json. Sets config.classes."""
     found, name, wanted = {}, glob.escape(config.name), [Path(x).stem for x in config.models]
     places = [f"{where}/[!.]*/images/samples.npz" for where in (name, f"*/{name}")]
-    for path in (path for place in places for path in sorted(config.out.glob(place))):
-        folder = path.parent.parent
-        if wanted and folder.name not in wanted:
-            continue
+    folders = [path.parent.parent for x in places for path in sorted(config.out.glob(x))]
+    for folder in (folder for folder in folders if not wanted or folder.name in wanted):
         try:
             run = {x: getattr(config, x) for x in LEARNED} | read_config(folder)
         except UserError as error:  # damaged, or of an earlier version
@@ -80,6 +76,16 @@ def find_runs(config: Config) -> dict[Path, dict]:
     if class_names(config) != config.classes:
         raise UserError(f"{config.dataset} has other classes now than {next(iter(found))} learned")
     return found
+
+
+def training_images(config: Config, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The images and labels that a run was trained on; None if they are not the ones here."""
+    embedded = run.get("data_source") == "embedded"
+    pixels, labels = embedded_mnist("train") if embedded else load_dataset(config)[:2]
+    if zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy())) == run.get("data_crc32"):
+        return pixels, labels
+    say(f"{run['script']} was trained on other images than those here: no copied share")
+    return None
 
 
 def is_measured(folder: Path, config: Config) -> bool:
@@ -107,8 +113,8 @@ class Evaluator:
         self.nearest = cache(metrics.nearest)
         self.judge = judge.load_judge(config, self.device)
         self.clip = common.load_clip(config, self.device)
-        inception = config.extractor == "inception"
-        self.inception = inception and common.inception_features(self.device)
+        if config.extractor == "inception":
+            self.inception = common.inception_features(self.device)
         held_out = load_dataset(config, "test")[:2]
         self.held_out = metrics.round_the_classes(*held_out, len(self.names), 2 * REFERENCE)
         self.test = *self.held_out, len(self.names), self.device
@@ -125,22 +131,13 @@ class Evaluator:
         self.facts = {"extractor": config.extractor, "text_encoder": self.clip.name}
         self.facts |= {"judge_crc32": f"{self.judge.crc32:08x}", "reference": half}
 
-    def training(self, run: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The images and labels that a run was trained on; None if they are not the ones here."""
-        embedded = run.get("data_source") == "embedded"
-        pixels, labels = embedded_mnist("train") if embedded else load_dataset(self.config)[:2]
-        if zlib.crc32(labels.numpy(), zlib.crc32(pixels.numpy())) == run.get("data_crc32"):
-            return pixels, labels
-        say(f"{run['script']} was trained on other images than those here: no copied share")
-        return None
-
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         return self.clip.encode_image(to_images(torch.from_numpy(pixels))).cpu().numpy()
 
     def see(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (n, 28, 28) -> features of the extractor (n, d), classes that the judge reads."""
         features, read = self.apply(self.judge.see, f"judge {self.judge.crc32:08x}", pixels)
-        if self.inception:
+        if self.config.extractor == "inception":
             features = self.apply(self.inception, "inception", pixels)
         return features, read
 
@@ -177,9 +174,9 @@ class Evaluator:
         row["copied"] = metrics.copied(seen["distances"]) if "distances" in seen else np.nan
         if asked:
             texts = self.clip.encode_text(seen["prompts"].tolist()).cpu().numpy()
-            similar = metrics.similarity(seen["embeddings"], texts, labels)
             right = float((read == labels).mean())
-            values = *similar, right, *metrics.wilson(right, len(read))
+            values = [*metrics.similarity(seen["embeddings"], texts, labels), right]
+            values += metrics.wilson(right, len(read))
             row |= dict(zip(TABLES["clip_sim_scores"].split(), values))
         return row
 
@@ -209,8 +206,8 @@ class Evaluator:
             states = self.states(samples["images"][i], chosen)
             for asked, row in metrics.obedience(samples["asked"][i], states, right[i]).items():
                 kind = ("nothing", "one word", "said pair")[sum(map(abs, asked))]
-                kind = "held-out pair" if asked == HELD_OUT else kind
-                said = ", ".join(words_of(words, asked)) or "nothing"
+                kind = "held-out pair" if asked == captions.HELD_OUT else kind
+                said = ", ".join(captions.words_of(words, asked)) or "nothing"
                 row["of_real"] = (real == asked)[:, np.array(asked) != 0].all(1).mean()
                 row |= dict(zip(chosen, row.pop("single")))
                 rows.append({**facts, "scale": scale, "asked": said, "kind": kind, **row})
@@ -218,9 +215,9 @@ class Evaluator:
 
     def measure(self, folder: Path, run: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Write metrics/ of a run -> the rows of TABLES, those of attributes.csv."""
-        path, training, rows = folder / "images" / "samples.npz", self.training(run), []
-        samples, facts = load_samples(path), {"model": folder.name, "seed": run["seed"]}
-        facts["samples_crc32"] = zlib.crc32(path.read_bytes())
+        path, training = folder / "images" / "samples.npz", training_images(self.config, run)
+        samples, crc32, rows = load_samples(path), zlib.crc32(path.read_bytes()), []
+        facts = {"model": folder.name, "seed": run["seed"], "samples_crc32": crc32}
         seen = self.look(*(samples[x] for x in ("images", "labels", "prompts")), training)
         table = pd.DataFrame({x: samples[x] for x in ("kind", "scale")})
         groups = table[table["kind"] != "words"].groupby(["kind", "scale"], sort=False)

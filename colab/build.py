@@ -47,9 +47,8 @@ def loaded(names: list[str]) -> list[str]:
     found = [*names]
     for name in found:  # which grows on the way
         modules = re.findall(r"^ *from kit\.(\w+) import", read(name), re.M)
-        for listed in re.findall(r"^ *from kit import (.*)", read(name), re.M):
-            modules += listed.split(", ")
-        files = [f"kit/{module}.py" for module in modules]
+        listed = re.findall(r"^ *from kit import (.*)", read(name), re.M)
+        files = [f"kit/{x}.py" for x in modules + re.findall(r"\w+", " ".join(listed))]
         files += [f"{x}.py" for x in re.findall(r"^import (common|evaluate)\b", read(name), re.M)]
         found += [x for x in dict.fromkeys(files) if x not in found]
     return found
@@ -58,9 +57,8 @@ def loaded(names: list[str]) -> list[str]:
 def head(title: str, doc: str, files: list[str]) -> list:
     """The first cells of every notebook."""
     intro = new_markdown_cell(f"# {title}\n\n```\n{doc}\n```\n\n{NEEDS}")
-    cells, hidden = [], {"jupyter": {"source_hidden": True}, "cellView": "form"}
-    for name in files:
-        cells.append(new_code_cell(f"%%writefile {name}\n{read(name)}", metadata=hidden))
+    hidden = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    cells = [new_code_cell(f"%%writefile {x}\n{read(x)}", metadata=hidden) for x in files]
     return [intro, new_code_cell(INSTALL), new_markdown_cell(FOLDED), *cells]
 
 
@@ -76,18 +74,16 @@ def of_model(name: str) -> list:
         cells += [new_markdown_cell(f"## {heading}"), new_code_cell(text.strip("\n"))]
     cells += [new_markdown_cell(TRAIN), new_code_cell('main(["--dataset", "mnist"])')]
     cells.append(new_markdown_cell('## Draw\n\nChange the prompt, or add `"--seed", "1"`.'))
-    asks = "    prompt: " in source
-    show = SHOW.format(PROMPT, "prompt_") if asks else SHOW.format("", "samples")
-    return [*cells, new_code_cell(show)]
+    shown = (PROMPT, "prompt_") if "    prompt: " in source else ("", "samples")
+    return [*cells, new_code_cell(SHOW.format(*shown))]
 
 
 def of_comparison() -> list:
     files = loaded([f"{name}.py" for name in (*MODELS, "compare")])
     files += sorted(f"kit/{path.name}" for path in (ROOT / "kit").glob("report.*"))
     cells = head("All models side by side", ast.get_docstring(ast.parse(read("compare.py"))), files)
-    cells.append(new_markdown_cell(TRAIN))
-    for name in (*MODELS, "compare"):
-        cells.append(new_code_cell(f'import {name}\n\n{name}.main(["--dataset", "mnist"])'))
+    runs = [f'import {x}\n\n{x}.main(["--dataset", "mnist"])' for x in (*MODELS, "compare")]
+    cells += [new_markdown_cell(TRAIN), *map(new_code_cell, runs)]
     return [*cells, new_markdown_cell("## The report"), new_code_cell(REPORT)]
 
 
@@ -96,15 +92,13 @@ def build() -> dict[Path, str]:
     notebooks = {name: of_model(name) for name in MODELS} | {"compare": of_comparison()}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"accelerator": "GPU", "kernelspec": kernel, "language_info": {"name": "python"}}
-    for cells in notebooks.values():
+    contents = {}
+    for name, cells in notebooks.items():
         for n, cell in enumerate(cells):
             cell["id"] = f"cell-{n}"  # else they are random
-    return {
-        ROOT / "colab" / f"{name}.ipynb": nbformat.writes(
-            new_notebook(cells=cells, metadata=metadata)
-        )
-        for name, cells in notebooks.items()
-    }
+        notebook = new_notebook(cells=cells, metadata=metadata)
+        contents[ROOT / "colab" / f"{name}.ipynb"] = nbformat.writes(notebook)
+    return contents
 
 
 if __name__ == "__main__":

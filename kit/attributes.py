@@ -1,7 +1,4 @@
-"""Attributes that prompts may ask for: measures of an image, and words for low and high values.
-
-Thickness and slant are measured as in Morpho-MNIST (Castro et al. 2019).
-"""
+"""Attributes that prompts may ask for: measures of an image, and words for low and high values."""
 
 import numpy as np
 import torch
@@ -11,8 +8,8 @@ from kit.files import memory, progress, say
 from kit.words import data_kind
 
 WORDS = {  # measure -> the words for low and high values, the share of images that each fits
-    "thickness": ("thin", "thick", 0.25),
-    "slant": ("leaning left", "leaning right", 0.2),
+    "thickness": ("thin", "thick", 0.25),  # measured as in Morpho-MNIST (Castro et al. 2019)
+    "slant": ("leaning left", "leaning right", 0.2),  # as in Morpho-MNIST, too
     "ink": ("simple", "detailed", 0.25),
     "shape": ("tall", "wide", 0.25),
 }
@@ -21,9 +18,7 @@ SCALE = 4  # factor by which images are enlarged to measure their strokes
 
 
 def thickness(pixels: np.ndarray) -> np.ndarray:
-    """Mean stroke width in pixels: twice the distance to the background, averaged over the local
-    maxima of that distance.
-    """
+    """Mean stroke width in pixels: twice the distance to the background, at its local maxima."""
     from scipy import ndimage  # takes 0.2 s, and --prompt does not need it
 
     widths = np.full(len(pixels), np.nan)
@@ -83,10 +78,7 @@ def measure_all(pixels: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def thresholds(config, values: np.ndarray) -> dict[str, dict[str, float]]:
-    """values: measured() of all training images -> {measure: {word: threshold}}.
-
-    Measures that hardly vary, or whose words occur in the name of a class, are left out.
-    """
+    """values: measured() of all training images -> {measure: {word: threshold}}, where useful."""
     chosen, names = {}, {word for name in config.classes for word in name.lower().split()}
     for measure, value in zip(measures_of(config), values.T):
         *words, q = WORDS[measure]

@@ -41,8 +41,8 @@ class Captions:
         turns = 3 ** (self.states != 0).sum(1)
         images = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
         self.turns = images.repeat_interleave(turns)
-        self.sentences, self.table = all_captions(config, self.words)
-        self.table = self.table.to(labels.device)
+        self.sentences, table = all_captions(config, self.words)
+        self.table = table.to(labels.device)
 
     def pick(self, n: int) -> torch.Tensor:
         """-> the indices (n,) of random images, weighted as in turns."""
@@ -61,8 +61,7 @@ class Captions:
     def find(self, i: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         """Images i (B,), attributes to mention -> indices of random sentences that fit (B,)."""
         phrasing = torch.randint(self.table.shape[-1], i.shape, device=i.device)
-        cell = (self.labels[i], *(said.long() + 1).unbind(1), phrasing)
-        return self.table[cell]
+        return self.table[(self.labels[i], *(said.long() + 1).unbind(1), phrasing)]
 
 
 def all_captions(config, words: list[tuple[str, str]]) -> tuple[list[str], torch.Tensor]:
@@ -73,9 +72,8 @@ def all_captions(config, words: list[tuple[str, str]]) -> tuple[list[str], torch
     table = torch.zeros((len(groups), *[3] * len(words), n), dtype=torch.long)
     for combination in said:
         texts = phrasings(config, TRAIN_TEMPLATES, words_of(words, combination))
-        for label, group in enumerate(texts):  # rotate through templates if n < all
-            first = len(sentences)
-            chosen = [(first // n + i * len(group) // n) % len(group) for i in range(n)]
-            sentences += [group[i] for i in chosen]
+        for label, group in enumerate(texts):
+            first = len(sentences)  # rotate through templates if n < all
+            sentences += [group[(first // n + i * len(group) // n) % len(group)] for i in range(n)]
             table[(label, *(x + 1 for x in combination))] = torch.arange(first, first + n)
     return sentences, table

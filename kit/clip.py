@@ -4,8 +4,6 @@ import functools
 import importlib.util
 import json
 import re
-import sys
-import types
 import warnings
 import zlib
 from pathlib import Path
@@ -28,17 +26,13 @@ MANY = 500  # only more texts than this are cached on disk
 @functools.cache
 def clip_module(name: str):
     """clip.<name>, without clip/__init__.py, which imports torchvision and pkg_resources."""
-    before = sys.modules.get("clip")
     try:
-        if before is None:
-            path = importlib.util.find_spec("clip").submodule_search_locations
-            sys.modules["clip"] = types.ModuleType("clip")
-            sys.modules["clip"].__path__ = path
-        module = importlib.import_module(f"clip.{name}")
-        if before is None:  # a later `import clip` gets the whole package
-            del sys.modules["clip"]
+        (folder,) = importlib.util.find_spec("clip").submodule_search_locations
+        spec = importlib.util.spec_from_file_location(f"clip.{name}", Path(folder, f"{name}.py"))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
         return module
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, OSError) as error:
         raise UserError(f"OpenAI's clip: {error}; pip install clip-anytorch ftfy regex") from None
 
 
@@ -63,8 +57,14 @@ class Clip:
     """A CLIP with name, crc32 (of its file) and dim. Encoders return float32 rows of length 1."""
 
     def __init__(self, name: str, path: Path, device: torch.device, data_dir: Path):
-        with reading(path, "it is damaged or not a CLIP checkpoint; choose another with --clip"):
-            state = read_state(path)
+        remedy = "it is damaged or not a CLIP checkpoint; choose another with --clip"
+        with reading(path, remedy), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
+            files.check_sums(path)
+            try:  # OpenAI's format is a TorchScript archive, tiny CLIP's a state dict
+                state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+            except RuntimeError:
+                state = dict(files.load_tensors(path))
             self.learned = state.pop("learned", None)  # of tiny CLIP: the data set and its classes
             self.model = clip_module("model").build_model(state).float().to(device)
             self.crc32 = zlib.crc32(path.read_bytes())
@@ -95,17 +95,6 @@ def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
         tokens = tokenize([readable(text)]).to(clip.device)
         vector[:] = F.normalize(clip.model.encode_text(tokens), dim=-1)[0]
     return vectors.numpy()
-
-
-def read_state(path: Path) -> dict:
-    """The weights in a TorchScript archive, which is OpenAI's format, or in a state dict."""
-    files.check_sums(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated
-        try:
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        except RuntimeError:
-            return dict(files.load_tensors(path))
 
 
 def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:

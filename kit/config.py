@@ -1,12 +1,11 @@
 """The choices of a script: a dataclass whose fields are flags, with their comments as help."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -45,9 +44,8 @@ class DataConfig:
                     raise UserError(f"--{name.replace('_', '-')} {number}: it must be {wanted}")
         folder = Path(self.dataset).expanduser().resolve()
         self.name = self.dataset if self.dataset in words.DATASETS else folder.name
-        for path in (self.data_dir, getattr(self, "out", None) or self.data_dir):
-            inside = folder in (path.resolve(), *path.resolve().parents)
-            if inside and self.dataset not in words.DATASETS:
+        for path in (self.data_dir, getattr(self, "out", self.data_dir)):
+            if self.dataset not in words.DATASETS and path.resolve().is_relative_to(folder):
                 raise UserError(f"{path} is inside the folder of pictures; choose another one")
         if self.dataset != self.name and self.name in words.DATASETS:
             raise UserError(f"--dataset {folder}: rename the folder, since {self.name} is taken")
@@ -65,16 +63,16 @@ class DataConfig:
         sys.excepthook = report
         if argv is None and "kernel_launcher" in sys.argv[0]:  # those are Jupyter's arguments
             argv = []
-        name, message = f"{cls.script}.py", io.StringIO()
+        about = {"prog": f"{cls.script}.py", "description": cls.description}
         try:
-            with contextlib.redirect_stderr(message):
-                return tyro.cli(cls, prog=name, description=cls.description, args=argv, **default)
+            with contextlib.redirect_stderr(io.StringIO()) as message:
+                return tyro.cli(cls, args=argv, **about, **default)
         except SystemExit as stop:
             if isinstance(stop, UserError) or not stop.code:
                 raise
             box = message.getvalue().partition("│ ──")[0].splitlines()[1:]
             text = " ".join(line.strip("│ ") for line in box)
-            raise UserError(f"{text}; {name} --help lists the flags") from None
+            raise UserError(f"{text}; {cls.script}.py --help lists the flags") from None
 
 
 @dataclass
@@ -99,6 +97,8 @@ class Config(DataConfig):
         super().__post_init__()
         self.folder = self.out / self.name / self.script
         self.checkpoint = self.folder / "checkpoints" / "last.pt"
+        if not self.scales:
+            raise UserError("--scales: at least one number")
         if self.interval and self.interval[0] > self.interval[1]:
             raise UserError("--interval: the lower t comes first")
         if self.prompt is not None:
@@ -115,7 +115,7 @@ class Config(DataConfig):
 
     def choices(self) -> dict:
         """All fields, converted to JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return json.loads(json.dumps(asdict(self), default=str))
 
     @classmethod
     def parse(cls, argv: list[str] | None = None):
@@ -126,10 +126,10 @@ class Config(DataConfig):
         with reading(config.checkpoint, RETRAIN):
             trained = load_tensors(config.checkpoint)["config"]
         names = cls.__dataclass_fields__.keys() & trained.keys() - cls.FREE - {"seed"}
-        known = {x: tuple(y) if isinstance(y := trained[x], list) else y for x in names}
-        return super().parse(
-            argv, default=cls(dataset=config.dataset, prompt=config.prompt, **known)
-        )
+        known = {"dataset": config.dataset, "prompt": config.prompt}
+        for name in names:
+            known[name] = tuple(trained[name]) if isinstance(trained[name], list) else trained[name]
+        return super().parse(argv, default=cls(**known))
 
 
 def report(kind, error, trace) -> None:

@@ -9,28 +9,22 @@ import numpy as np
 import torch
 
 from kit.files import PATIENCE, ROOT, UserError, load_arrays, network, reading, save_file, say
+from kit.folder import pictures
 from kit.words import data_kind
 
-EMBEDDED = {  # split -> 5,000 digits of MNIST, 500 of each class; missing in a notebook
-    "train": ROOT / "assets" / "mnist_5k.npz",
-    "test": ROOT / "assets" / "mnist_test_5k.npz",
-}
+# split -> 5,000 digits of MNIST, 500 of each class; missing in a notebook
+EMBEDDED = {"train": ROOT / "assets/mnist_5k.npz", "test": ROOT / "assets/mnist_test_5k.npz"}
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz"
 QUICKDRAW_URL = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
 
 
 def load_dataset(config, split: str = "train") -> tuple[torch.Tensor, torch.Tensor, str]:
-    """split train or test -> pixels uint8 (N, 28, 28), labels int64 (N,), their source.
-
-    UserError if that fails. No network in this repository is trained on the test split.
-    """
+    """split train or test -> pixels uint8 (N, 28, 28), labels int64 (N,), their source."""
     kind = data_kind(config)
     if kind == "mnist":
         return mnist(config.data_dir, split)
     if kind == "emnist":
         return *emnist(config.data_dir, config.emnist_split, split), kind
-    from kit.folder import pictures  # MNIST does not need Pillow
-
     groups = quickdraw(config) if kind == "quickdraw" else pictures(config)
     return *every_tenth(groups, split), kind
 
@@ -46,11 +40,8 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 
 
 def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """MNIST's files on disk, else torchvision's download, else the 5,000 embedded digits.
-
-    The test split is always the embedded one, where it exists, so that results are comparable.
-    """
-    if split == "test" and EMBEDDED["test"].exists():
+    """MNIST's files on disk, else torchvision's download, else the 5,000 embedded digits."""
+    if split == "test" and EMBEDDED["test"].exists():  # so that results are comparable
         return *embedded_mnist("test"), "embedded"
     part = "train" if split == "train" else "t10k"
     try:
@@ -130,24 +121,18 @@ def quickdraw(config) -> list[np.ndarray]:
             path = path.with_name(f"{name}_{config.per_class}.npy")
         if not path.exists():
             say(f"QuickDraw: downloading {name}")
-            with network(url):
-                drawings = fetch_drawings(url, config.per_class)
-            save_file(path, lambda file, drawings=drawings: np.save(file, drawings))
+            with network(url), urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                np.lib.format.read_magic(answer)
+                (rows, *_), _, dtype = np.lib.format.read_array_header_1_0(answer)
+                wanted = min(config.per_class, rows)  # the rest is not downloaded
+                drawings = np.frombuffer(answer.read(784 * wanted), dtype).reshape(-1, 784)
+                if len(drawings) < wanted:
+                    raise ValueError(f"the connection was lost after {len(drawings)} drawings")
+            save_file(path, lambda file: np.save(file, drawings))
         with reading(path, f"move it away, or put {url} there"):
             drawings = np.load(path, mmap_mode="r")[: config.per_class]
             groups.append(drawings.view(np.uint8).reshape(len(drawings), 28, 28))
     return groups
-
-
-def fetch_drawings(url: str, n: int) -> np.ndarray:
-    """-> the first n rows of a .npy file uint8 (N, 784), without downloading the rest."""
-    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-        np.lib.format.read_magic(answer)
-        (rows, *_), _, dtype = np.lib.format.read_array_header_1_0(answer)
-        drawings = np.frombuffer(answer.read(784 * min(n, rows)), dtype).reshape(-1, 784)
-    if len(drawings) < min(n, rows):
-        raise ValueError(f"the connection was lost after {len(drawings)} drawings")
-    return drawings
 
 
 def every_tenth(groups: list[np.ndarray], split: str) -> tuple[torch.Tensor, torch.Tensor]:

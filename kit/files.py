@@ -1,9 +1,11 @@
-"""Files and messages: one-line errors, safe saving, locks, a cache, downloads, progress bars."""
+"""Messages, files, downloads, devices, training by several processes, requests to stop."""
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import os
+import signal
 import socket
 import sys
 import threading
@@ -21,6 +23,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent  # the repository
 LAUNCHED = distributed.is_available() and distributed.is_torchelastic_launched()  # by torchrun
 RANK = int(os.environ["RANK"]) if LAUNCHED else 0  # of this process; only rank 0 writes files
+COUNT = int(os.environ["WORLD_SIZE"]) if LAUNCHED else 1  # the number of processes
 PATIENCE = 15  # seconds to wait for a server
 
 
@@ -80,9 +83,8 @@ def save_file(path: Path, write) -> None:
                 file.write(content.getbuffer())
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)  # where that failed
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -165,3 +167,57 @@ def download(url: str, path: Path, sha256: str) -> Path:
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
             raise ValueError("its SHA-256 is not the expected one")
     return path
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: a CUDA GPU if there is one. Under torchrun, also assign GPUs and connect processes."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # freed memory stays here for the next step,
+        ctypes.CDLL(None).mallopt(-3, 2**25)  # which saves 5 to 10 % of its time on a CPU
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and COUNT > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"--device {name} cannot be used: {one_line(error)}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose random state is saved
+    if COUNT > 1 and not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """True for GPUs of compute capability 8 (2020) or higher, CPUs with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.6 and later
+    return device.type == "cpu" and bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def mean_of_processes(values: list[float]) -> list[float]:
+    """values of this process -> each one's mean over all processes."""
+    total = torch.tensor(values, dtype=torch.float64)
+    if COUNT > 1:
+        distributed.all_reduce(total)
+    return (total / COUNT).tolist()
+
+
+@contextlib.contextmanager
+def stop_requests():
+    """-> a list of the signals SIGINT and SIGTERM in this block; the second one interrupts."""
+    asked = []
+
+    def note(number, frame):
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -19,7 +19,13 @@ def pictures(config) -> list[np.ndarray]:
     """-> for each class its pictures uint8 (n, 28, 28). UserError for fewer than 20 of a class."""
     groups, broken = {}, []
     for name, folders in class_folders(Path(config.dataset).expanduser()).items():
-        files = [(str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in paths_in(folders)]
+        files = []
+        for path in (path for folder in folders for path in folder.rglob("*")):
+            inner = unicodedata.normalize("NFC", path.relative_to(folders[0].parent).as_posix())
+            hidden = re.search(r"(^|/)([.@]|__MACOSX)", inner)
+            if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
+                files.append((inner, path, path.stat().st_size, path.stat().st_mtime_ns))
+        files = [(str(path), *state) for _, path, *state in sorted(files)]  # on any system the same
         groups[name], wrong = memory(config.data_dir).cache(read_pictures)(files)
         broken += wrong
         if len(groups[name]) < LEAST:
@@ -32,17 +38,6 @@ def pictures(config) -> list[np.ndarray]:
     text += f"; {len(broken)} broken ones are left out, such as {broken[0]}" if broken else ""
     say(f"{config.dataset}: {text}")
     return [255 - group if inverted else group for group in groups.values()]
-
-
-def paths_in(folders: list[Path]) -> list[Path]:
-    """All pictures in these folders, in an order that does not depend on the file system."""
-    found = []
-    for path in (path for folder in folders for path in folder.rglob("*")):
-        name = unicodedata.normalize("NFC", path.relative_to(folders[0].parent).as_posix())
-        hidden = re.search(r"(^|/)([.@]|__MACOSX)", name)
-        if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
-            found.append((name, path))
-    return [path for _, path in sorted(found)]
 
 
 def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from kit import files
 from kit.config import DataConfig
 from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
 from kit.files import ROOT, UserError, load_tensors, progress, reading, save_file, say
-from kit.processes import pick_device
 from kit.tiny_clip import jitter
 
 SHIPPED = ROOT / "assets" / "judge_mnist.pt"  # missing in a notebook
@@ -53,8 +53,8 @@ def train(pixels, labels, classes: int, device, steps: int = STEPS, seed: int = 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     for _ in progress(range(steps), "training a classifier", unit="step", leave=False):
         i = torch.randint(len(pixels), (BATCH,))
-        images, y = jitter(to_images(pixels[i])).to(device), labels[i].to(device)
-        loss = nn.functional.cross_entropy(judge(images), y)
+        scores = judge(jitter(to_images(pixels[i])).to(device))
+        loss = nn.functional.cross_entropy(scores, labels[i].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
     if config.out.exists():
         raise UserError(f"{config.out} exists; choose another file with --out")
-    make(config, config.out, pick_device("auto"), config.train_steps)
+    make(config, config.out, files.pick_device("auto"), config.train_steps)
 
 
 if __name__ == "__main__":

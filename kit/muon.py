@@ -13,13 +13,11 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, parameters, lr: float, muon_lr: float = 0.02, momentum: float = 0.95):
         parameters = list(parameters)
-        convolutions = [weight for weight in parameters if weight.ndim == 4]
-        others = [weight for weight in parameters if weight.ndim != 4]
-        self.adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.99), fused=True)
-        group = {"params": convolutions, "lr": muon_lr, "momentum": momentum, "decay": 0.01}
-        super().__init__([group, *self.adamw.param_groups], {})
-        for group in self.param_groups:
-            group["peak"] = group["lr"]
+        muon = {"params": [weight for weight in parameters if weight.ndim == 4], "peak": muon_lr}
+        muon |= {"lr": muon_lr, "momentum": momentum, "decay": 0.01}
+        others = {"params": [weight for weight in parameters if weight.ndim != 4], "peak": lr}
+        self.adamw = torch.optim.AdamW([others], lr, betas=(0.9, 0.99), fused=True)
+        super().__init__([muon, *self.adamw.param_groups], {})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -27,43 +25,33 @@ class Muon(torch.optim.Optimizer):
         self.adamw.param_groups, self.adamw.state = [others], self.state  # both may be reloaded
         self.adamw.step()
         weights = [weight for weight in muon["params"] if weight.grad is not None]  # not frozen
-        for weight, update in zip(weights, orthogonal([self.momentum(w) for w in weights])):
+        keep, momenta = muon["momentum"], []
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["mean"] = torch.zeros_like(weight)  # of the gradients
+            mean = self.state[weight]["mean"].lerp_(weight.grad, 1 - keep)
+            momenta.append(weight.grad.lerp(mean, keep).flatten(1))  # Nesterov's, (out, 9 in)
+        for weight, update in zip(weights, orthogonal(momenta)):
             rate = muon["lr"] * max(1, len(update) / update.shape[1]) ** 0.5
             weight.mul_(1 - muon["lr"] * muon["decay"])
             weight.add_(update.view_as(weight), alpha=-rate)
 
-    def momentum(self, weight: torch.Tensor) -> torch.Tensor:
-        """(out, in, 3, 3) -> (out, 9 in): Nesterov momentum of the gradients."""
-        keep, state = self.param_groups[0]["momentum"], self.state[weight]
-        if not state:
-            state["mean"] = torch.zeros_like(weight)  # of the gradients
-        state["mean"].lerp_(weight.grad, 1 - keep)
-        return weight.grad.lerp(state["mean"], keep).flatten(1)
-
 
 def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each (m, n) -> roughly the nearest orthogonal matrix (singular values 0.7 to 1.2), by five
-    Newton-Schulz steps. A step multiplies X by a polynomial of its smaller Gram matrix.
-    """
+    """Each (m, n) -> about the nearest orthogonal matrix, by Newton-Schulz steps."""
     wide = [x if len(x) <= x.shape[1] else x.T for x in matrices]
     wide = [x / (x.norm() + 1e-7) for x in wide]
     results = [None] * len(matrices)
     for size in {len(x) for x in wide}:
         members = [i for i, x in enumerate(wide) if len(x) == size]
-        products = polynomial(torch.stack([wide[i] @ wide[i].T for i in members]))
+        gram = torch.stack([wide[i] @ wide[i].T for i in members])  # (k, m, m)
+        step = products = None
+        for _ in range(5):  # multiply by a polynomial of the Gram matrix
+            gram = gram if step is None else step @ gram @ step
+            step = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+            step.diagonal(dim1=1, dim2=2).add_(3.4445)
+            products = step if products is None else step @ products
         for i, product in zip(members, products):
             result = product @ wide[i]
             results[i] = result if result.shape == matrices[i].shape else result.T
-    return results
-
-
-def polynomial(gram: torch.Tensor) -> torch.Tensor:
-    """Gram matrices (k, m, m) -> the product of the five steps' polynomials (k, m, m)."""
-    step, product = None, None
-    for _ in range(5):
-        if step is not None:
-            gram = step @ gram @ step
-        step = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
-        step.diagonal(dim1=1, dim2=2).add_(3.4445)
-        product = step if product is None else step @ product
-    return product
+    return results  # with singular values from 0.7 to 1.2

@@ -7,12 +7,10 @@ import warnings
 import zlib
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib import font_manager
+from matplotlib import font_manager, rcdefaults, rcParams, ticker
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from kit import words
 from kit.captions import combinations, words_of
@@ -30,9 +28,8 @@ def use_plain_style() -> None:
     """Ignore the user's matplotlibrc, find fonts for Chinese, and show $ as it is."""
     names = sorted({font.name for font in font_manager.fontManager.ttflist})
     asian = [name for name in names if re.search("CJK|Hei|Gothic|PingFang|Arial Unicode", name)]
-    matplotlib.rcdefaults()
-    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *asian]
-    matplotlib.rcParams["text.parse_math"] = False
+    rcdefaults()
+    rcParams.update({"font.family": ["DejaVu Sans", *asian], "text.parse_math": False})
     warnings.filterwarnings("ignore", "Glyph .* missing from")
 
 
@@ -44,9 +41,8 @@ def save_figure(path: Path, figure: Figure, **style) -> Path:
 def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=(), inches=0.3):
     """pixels: images uint8 (28, 28), row by row. titles: of columns; captions: of rows."""
     use_plain_style()
-    rows = math.ceil(len(pixels) / columns)
-    canvas = np.full((rows * columns, 30, 30), 255, np.uint8)  # white between the images
-    canvas[: len(pixels), 1:-1, 1:-1] = pixels
+    rows, margins = math.ceil(len(pixels) / columns), ((0, -len(pixels) % columns), (1, 1), (1, 1))
+    canvas = np.pad(pixels, margins, constant_values=255)  # white between the images
     canvas = canvas.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(30 * rows, 30 * columns)
     axes = Figure(figsize=(inches * columns, inches * rows), dpi=200).add_axes((0, 0, 1, 1))
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
@@ -84,7 +80,7 @@ def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
 
 def plain_log_scale(axis) -> None:
     """Plain numbers as labels: powers of ten need parse_math, which is off."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
     axis.axes.grid(alpha=0.3)
@@ -124,11 +120,7 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
         save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows})
         save_samples(run, draw)
         save_samples_picture(run)
-        save_denoising_picture(run, draw)
-        if run.config.has("prompt"):
-            save_prompts_picture(run, draw)
-        if run.config.has("scales"):
-            save_film(run, draw)
+        save_prompts_pictures(run, draw)
         if reconstruct is not None:
             save_reconstructions(run, reconstruct)
         run.lock.release()
@@ -165,16 +157,6 @@ def shown_prompts(run: Run) -> list[str]:
     return prompts if config.has("prompt") else [""] * 12
 
 
-def save_prompts_picture(run: Run, draw) -> None:
-    """prompts.png: eight images for each of shown_prompts(), at the default scale."""
-    scale, prompts = type(run.config).scale, shown_prompts(run)
-    repeated = [prompt for prompt in prompts for _ in range(8)]
-    pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
-    captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
-    title = with_scale("* = a held-out phrasing", run.config.has("scales"), scale)
-    save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
-
-
 def frames_of(run: Run, draw, prompts, scale: float, numbers, most: int):
     """-> at most that many steps of sampling, uint8 (prompts, steps, 28, 28), and their titles."""
     film = []
@@ -184,23 +166,26 @@ def frames_of(run: Run, draw, prompts, scale: float, numbers, most: int):
     return frames, [str(film[i][0]) for i in chosen]
 
 
-def save_denoising_picture(run: Run, draw) -> None:
-    """denoising.png: frames of six images, from noise or from one z to another."""
-    prompts, scale = shown_prompts(run)[:6], type(run.config).scale
-    frames, titles = frames_of(run, draw, prompts, scale, range(6), 11)
+def save_prompts_pictures(run: Run, draw) -> None:
+    """denoising.png: frames of six images, from noise or from one z to another. prompts.png: eight
+    images for each prompt. film.npz, for the report: frames from one noise, by guidance scale.
+    """
+    config, scale, prompts = run.config, type(run.config).scale, shown_prompts(run)
+    frames, titles = frames_of(run, draw, prompts[:6], scale, range(6), 11)
     strip, path = frames.reshape(-1, 28, 28), run.images / "denoising.png"
-    save_grid(path, strip, len(titles), run.config.film, titles, prompts)
-
-
-def save_film(run: Run, draw) -> None:
-    """film.npz, for the report: images from one noise, by prompt, guidance scale and step."""
-    shown, frames = shown_prompts(run), []
-    prompts = [shown[i] for i in (0, 2, 4, 8, 10, 9)]
-    for scale in FILM_SCALES:
-        some, moments = frames_of(run, draw, prompts, scale, [0] * len(prompts), 21)
-        frames.append(some)
-    arrays = {"frames": np.stack(frames, 1), "prompts": prompts, "scales": FILM_SCALES}
-    save_arrays(run.images / "film.npz", arrays | {"moments": [f"t = {t}" for t in moments]})
+    save_grid(path, strip, len(titles), config.film, titles, prompts[:6])
+    if config.has("prompt"):
+        repeated = [prompt for prompt in prompts for _ in range(8)]
+        pixels, _ = generate(run, draw, repeated, scale, "prompts.png")
+        captions = [f"{prompt} *" if i % 2 else prompt for i, prompt in enumerate(prompts)]
+        title = with_scale("* = a held-out phrasing", config.has("scales"), scale)
+        save_grid(run.images / "prompts.png", pixels, 8, title, captions=captions)
+    if config.has("scales"):
+        asked = [prompts[i] for i in (0, 2, 4, 8, 10, 9)]
+        films = [frames_of(run, draw, asked, scale, [0] * 6, 21) for scale in FILM_SCALES]
+        arrays = {"frames": np.stack([frames for frames, _ in films], 1), "prompts": asked}
+        arrays |= {"scales": FILM_SCALES, "moments": [f"t = {t}" for t in films[0][1]]}
+        save_arrays(run.images / "film.npz", arrays)
 
 
 def save_reconstructions(run: Run, reconstruct) -> None:

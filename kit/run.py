@@ -11,37 +11,34 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from kit import files, processes
+from kit import files
 from kit.captions import Captions
 from kit.config import RETRAIN, Config
 from kit.data import load_dataset
-from kit.files import RANK, ROOT, UserError, reading, say
+from kit.files import COUNT, RANK, ROOT, UserError, mean_of_processes, reading, say
 
 PACKAGES = "torch", "torchvision", "numpy", "pandas", "matplotlib"
 LOG_EVERY, SAVE_EVERY = 20, 30  # steps, seconds
+RANDOM = {"cpu": torch, "cuda": torch.cuda}  # where each generator's state is read and set
 
 
 class Run:
-    """results/<dataset>/<script>/: its files, and how far training has progressed (step).
-
-    losses: those since the last row of loss.csv; a script appends {name: tensor} at each step
-    encoder: set by scripts that read text; has name, crc32, dim, encode_text(texts) -> (n, dim)
-    saved: the choices and facts that the checkpoint was trained with
-    """
+    """results/<dataset>/<script>/: its files, and how far training has progressed (step)."""
 
     def __init__(self, config: Config):
-        self.config, self.device = config, processes.pick_device(config.device)
-        if config.batch_size % processes.COUNT:
-            raise UserError(f"--batch-size must be a multiple of {processes.COUNT} (processes)")
-        self.batch_size = config.batch_size // processes.COUNT  # images per step of this process
+        self.config, self.device = config, files.pick_device(config.device)
+        if config.batch_size % COUNT:
+            raise UserError(f"--batch-size must be a multiple of {COUNT} (processes)")
+        self.batch_size = config.batch_size // COUNT  # images per step of this process
         self.folder, self.last = config.folder, config.checkpoint
         self.shipped = self.last.parent == ROOT / "assets"  # weights that come with the repository
         self.images = self.folder.with_name("shipped") if self.shipped else self.folder / "images"
         self.metrics = self.folder / "metrics"
-        self.step, self.saved, self.rows, self.checkpoint, self.replicas = 0, {}, [], None, {}
-        self.losses, self.facts, self.encoder, self.lock = [], {}, None, None
+        self.step, self.rows, self.replicas, self.facts, self.lock = 0, [], {}, {}, None
+        self.losses = []  # since the last row of loss.csv; a script appends {name: tensor}
+        self.encoder = None  # set by scripts that read text: name, crc32, dim, encode_text(texts)
+        self.checkpoint, self.saved = None, {}  # saved: what it was trained with
         if self.last.exists() and not config.fresh:
             with reading(self.last, RETRAIN):
                 self.checkpoint = files.load_tensors(self.last)
@@ -49,10 +46,10 @@ class Run:
                 if "losses" not in self.checkpoint:
                     raise UserError(f"{self.folder} is of an earlier version: --fresh trains anew")
                 self.rows = self.checkpoint["losses"]
+        first = f"python {config.script}.py --dataset {config.dataset}"
         if not self.step and config.prompt is not None:
-            first = f"python {config.script}.py --dataset {config.dataset}"
             raise UserError(f"no trained model in {self.folder}; first: {first}")
-        if processes.mean([self.step]) != [self.step]:
+        if mean_of_processes([self.step]) != [self.step]:
             raise UserError(f"{self.last} differs between the machines; copy it to all of them")
         if config.clip == "auto":
             config.clip = self.saved.get("text_encoder") or "auto"
@@ -64,9 +61,9 @@ class Run:
         for name, value in values.items():
             old = self.saved.get(name, value)
             if old != value:
-                unlike = f"{name} {str(old)[:60]}, not {str(value)[:60]}"
+                text = f"{self.last} was trained with {name} {str(old)[:60]}, not {str(value)[:60]}"
                 remedy = "repeat its flags, choose another --out, or start over with --fresh"
-                raise UserError(f"{self.last} was trained with {unlike}; {remedy}")
+                raise UserError(f"{text}; {remedy}")
 
     def load(self, **modules) -> None:
         """Restore modules (name -> module or optimiser) from the checkpoint."""
@@ -88,39 +85,35 @@ class Run:
 
     def autocast(self):
         """A block in which convolutions and matrix products use bfloat16, if that is fast."""
-        fast = processes.has_fast_bfloat16(self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
+        return torch.autocast(self.device.type, torch.bfloat16, files.fast_bfloat16(self.device))
 
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
         """-> model; under torchrun, wrapped so that gradients are averaged over all processes."""
-        if processes.COUNT > 1 and model not in self.replicas:
-            self.replicas[model] = DistributedDataParallel(model)
+        if COUNT > 1 and model not in self.replicas:
+            self.replicas[model] = torch.nn.parallel.DistributedDataParallel(model)
         return self.replicas.get(model, model)
 
     def steps(self, **modules):
-        """Yield the number of each remaining step. modules: name -> module or optimiser, which
-        are saved every 30 s, at the end, and when Ctrl-C or SIGTERM asks to stop.
-        """
+        """Yield each remaining step; now and then, save modules (name -> module or optimiser)."""
         total, batch = self.config.train_steps, self.config.batch_size
         self.facts["parameters"] = sum(weight.numel() for weight in modules["model"].parameters())
         self.begin()
         if self.step:
             say(f"{self.folder}: resuming from step {self.step} of {total}")
             self.load(**modules)
-            torch.set_rng_state(self.checkpoint["rng"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in self.checkpoint["rng"]:
-                torch.cuda.set_rng_state(self.checkpoint["rng"]["cuda"], self.device)
+            for kind in self.checkpoint["rng"].keys() & {"cpu", self.device.type}:
+                RANDOM[kind].set_rng_state(self.checkpoint["rng"][kind])
         if RANK > 0:  # each process draws different images
             torch.manual_seed(zlib.crc32(f"{self.config.seed} {self.step} {RANK}".encode()))
         sizes = {"total": total * batch, "initial": self.step * batch, "unit": "image"}
         saved = start = time.perf_counter()
-        with files.progress(desc="training", **sizes) as bar, processes.stop_requests() as asked:
+        with files.progress(desc="training", **sizes) as bar, files.stop_requests() as asked:
             while self.step < total:
                 yield self.step
                 self.step += 1
                 due = asked or self.step == total or time.perf_counter() - saved > SAVE_EVERY
-                alone = processes.COUNT == 1  # several processes must agree on when to save
-                if self.step % LOG_EVERY and self.step < total and not (alone and due):
+                # Several processes must agree on when to save.
+                if self.step % LOG_EVERY and self.step < total and not (due and COUNT == 1):
                     continue
                 bar.update(len(self.losses) * batch)
                 due, stop = self.log(time.perf_counter() - start, [bool(due), bool(asked)])
@@ -138,12 +131,12 @@ class Run:
         """Append mean losses to the rows of loss.csv -> for each request, if a process made it."""
         names, images = [*self.losses[0]], len(self.losses) * self.config.batch_size
         means = [torch.stack([x[name] for x in self.losses]).mean().item() for name in names]
-        means = processes.mean([*means, *map(float, requests)])
-        for name, value in zip(names, means):
-            if not math.isfinite(value):
-                remedy = "start over with --fresh and a lower --lr (the last checkpoint is kept)"
-                raise UserError(f"the {name} is {value} at step {self.step}; {remedy}")
+        means = mean_of_processes([*means, *map(float, requests)])
         row = {"step": self.step, **dict(zip(names, means)), "images_per_second": images / seconds}
+        for name in names:
+            if not math.isfinite(row[name]):
+                remedy = "start over with --fresh and a lower --lr (the last checkpoint is kept)"
+                raise UserError(f"the {name} is {row[name]} at step {self.step}; {remedy}")
         self.rows.append(row)
         self.losses = []
         return [share > 0 for share in means[len(names) :]]
@@ -152,9 +145,7 @@ class Run:
         """Write the checkpoint, then loss.csv."""
         state = {name: module.state_dict() for name, module in modules.items()}
         state |= {"step": self.step, "config": self.saved, "losses": self.rows}
-        state["rng"] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        state["rng"] = {x: RANDOM[x].get_rng_state() for x in {"cpu", self.device.type} & {*RANDOM}}
         if RANK == 0:
             files.save_file(self.last, lambda file: torch.save(state, file))
             try:
@@ -164,13 +155,12 @@ class Run:
 
     def begin(self) -> None:
         """Lock the folder, move an old run aside, delete outdated samples, write config.json."""
-        config, now = self.config, {"device": str(self.device)}
+        facts, now = facts_of(self.config, self.device), {"device": str(self.device)}
         if self.encoder is not None:
             self.facts["text_encoder_crc32"] = self.encoder.crc32
             now["text_encoder"] = self.encoder.name  # its path may have changed
         self.check(self.facts)
-        self.saved = facts_of(config, self.device) | self.saved | config.choices()
-        self.saved |= self.facts | now
+        self.saved = facts | self.saved | self.config.choices() | self.facts | now
         if RANK > 0:
             return
         self.lock = self.lock or files.lock(self.folder)
@@ -179,9 +169,8 @@ class Run:
             self.folder.rename(aside)
             say(f"the earlier run is now in {aside}")
         elif not sampled_alike(self.config):
-            for path in self.images.glob("*samples.npz"):
+            for path in self.images.glob("*.npz"):
                 path.unlink()
-            (self.images / "film.npz").unlink(missing_ok=True)
         text = json.dumps(self.saved, indent=2).encode()
         files.save_file(self.folder / "config.json", lambda file: file.write(text))
 
@@ -197,10 +186,11 @@ def facts_of(config: Config, device: torch.device) -> dict:
     """What config.json records about a run besides its choices."""
     command, revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], None
     if (ROOT / ".git").exists() and shutil.which("git"):
-        revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+        done = subprocess.run(command, capture_output=True)
+        revision = done.stdout.decode().strip() or None
     facts = {"script": config.script, "description": config.description, "family": config.family}
     facts |= {"git_revision": revision, "python": sys.version.split()[0]}
-    facts |= {"processes": processes.COUNT, "bfloat16": processes.has_fast_bfloat16(device)}
+    facts |= {"processes": COUNT, "bfloat16": files.fast_bfloat16(device)}
     return facts | {"packages": {name: metadata.version(name) for name in PACKAGES}}
 
 

@@ -21,36 +21,30 @@ PLAIN = "trained", "unconditional"  # kinds of prompts: training phrasings of th
 def groups_of(run: Run) -> dict[tuple[str, float], list[tuple]]:
     """(kind, guidance scale) -> COLUMNS of the images to generate.
 
-    kind   trained: training phrasings of the class alone; held-out: 500 held-out phrasings; words:
-           each combination of attributes, a third as many at scales other than the default;
-           unconditional: from a script without text, labels -1
-    noise  a number that seeds the image's noise; asked: per attribute -1 low, 1 high, 0 nothing
+    kind: trained, held-out (phrasings of the class alone), words (each combination of attributes,
+    a third as many at scales other than the default), unconditional (no text; labels -1).
+    noise: a number that seeds the image's noise. asked: per attribute -1 low, 1 high, 0 nothing.
     """
     config, groups, default = run.config, {}, type(run.config).scale
-    words = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
-    every = combinations(len(words))
-
-    def add(kind: str, scale: float, n: int, asked: tuple[int, ...]) -> None:
-        templates = HELDOUT_TEMPLATES if kind == "held-out" else TRAIN_TEMPLATES
-        texts, rows = phrasings(config, templates, words_of(words, asked)), []
-        for i in range(n):  # cycle through classes, then phrasings
-            label = i % len(texts)
-            prompt = texts[label][i // len(texts) % len(texts[label])]
-            rows.append((label, prompt, kind, scale, i, asked))
-        groups.setdefault((kind, scale), []).extend(rows)
-
     if not config.has("prompt"):
         nothing = [(-1, "", "unconditional", 1.0, i, ()) for i in range(config.samples)]
         return {("unconditional", 1.0): nothing}
-    for scale in config.scales:
-        add("trained", scale, config.samples, every[0])
-    add("held-out", default, min(500, config.samples), every[0])
+    words = [tuple(pair) for pair in run.saved.get("attributes", {}).values()]
+    every = combinations(len(words))
+    parts = [("trained", scale, config.samples, every[0]) for scale in config.scales]
+    parts.append(("held-out", default, min(500, config.samples), every[0]))
     for scale in config.scales if words else ():
         n = max(1, config.samples // len(every) // (1 if scale == default else 3))
         if n > len(config.classes):  # equally many of each class
             n -= n % len(config.classes)
-        for asked in every:
-            add("words", scale, n, asked)
+        parts += [("words", scale, n, asked) for asked in every]
+    for kind, scale, n, asked in parts:
+        templates = HELDOUT_TEMPLATES if kind == "held-out" else TRAIN_TEMPLATES
+        texts = phrasings(config, templates, words_of(words, asked))
+        for i in range(n):  # cycle through classes, then phrasings
+            label = i % len(texts)
+            prompt = texts[label][i // len(texts) % len(texts[label])]
+            groups.setdefault((kind, scale), []).append((label, prompt, kind, scale, i, asked))
     return groups
 
 
@@ -90,8 +84,7 @@ def save_samples(run: Run, draw) -> None:
         images, speeds = (load_samples(partial)[name] for name in ("images", "speeds"))
     for (kind, scale), rows in [*groups.items()][len(speeds) :]:
         _, prompts, _, _, numbers, _ = zip(*rows)
-        title = f"{kind}, scale {scale:g}"
-        drawn, speed = generate(run, draw, prompts, scale, title, numbers)
+        drawn, speed = generate(run, draw, prompts, scale, f"{kind}, scale {scale:g}", numbers)
         images, speeds = np.concatenate([images, drawn]), [*speeds, speed]
         save_arrays(partial, {"images": images, "speeds": speeds, "labels": images[:, 0, 0]})
     costs = [(scale, x) for (kind, scale), x in zip(groups, speeds) if kind in PLAIN]

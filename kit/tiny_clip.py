@@ -18,25 +18,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from kit import clip, data, files
 from kit.captions import Captions
-from kit.clip import END, START, clip_module, clip_pixels, tiny_path, tokenize, tokenizer
 from kit.config import DataConfig
-from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
-from kit.files import UserError, progress, save_file
 from kit.words import class_words
 
 IMAGES, OTHERS, LR = 40, 8, 2e-3  # images per step, further captions per step, learning rate
 P_NAMELESS = 0.2  # share of noisy captions with attribute words that leave out the class
 P_NOISE, MAX_NOISE = 0.75, 40  # share of noisy captions; maximum of random tokens
-
-
-def build_clip():
-    """-> clip.model.CLIP: ModifiedResNet on 64 x 64 images, text transformer of 3 layers, 64-d."""
-    image = {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 10}
-    text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
-    sizes = {"embed_dim": 64, "context_length": 77, "vocab_size": 49408, "vision_patch_size": None}
-    return clip_module("model").CLIP(**sizes, **image, **text).float()
-
 
 # tokens (S, 77): all training sentences. names: token ids of each class's two names; words: of each
 # attribute's low and high word; known: the set of all these; letters: those of "a" and "I" in it
@@ -44,18 +33,18 @@ Vocabulary = namedtuple("Vocabulary", "tokens names words known letters")
 
 
 def vocabulary_of(config, captions: Captions) -> Vocabulary:
-    encode = tokenizer().encode
+    encode = clip.tokenizer().encode
     names = [[encode(word) for word in pair] for pair in class_words(config)]
     words = [[encode(word) for word in pair] for pair in captions.words]
     known = {token for pair in names + words for word in pair for token in word}
     letters = [token for token in (320, 328) if token in known]
-    return Vocabulary(tokenize(captions.sentences), names, words, known, letters)
+    return Vocabulary(clip.tokenize(captions.sentences), names, words, known, letters)
 
 
 def noise(n: int, vocabulary: Vocabulary, letters: bool) -> list[int]:
     """At most n random tokens, none known but letters, which occur in any sentence."""
-    found = torch.randint(0, 49406, (n,)).tolist()
-    found = [token for token in found if token not in vocabulary.known]
+    drawn = torch.randint(0, 49406, (n,)).tolist()
+    found = [token for token in drawn if token not in vocabulary.known]
     if letters and found and torch.rand(()) < 0.5:
         letter = int(torch.randint(len(vocabulary.letters), ()))
         found[int(torch.randint(len(found), ()))] = vocabulary.letters[letter]
@@ -68,8 +57,8 @@ def noisy_caption(name: list[int], words: list[list[int]], vocabulary: Vocabular
     place = int(torch.randint(len(parts) + 1, ()))
     parts.insert(place, name)
     room = min(MAX_NOISE, 75 - sum(map(len, parts)))
-    most, caption = room // (len(parts) + 1), [START]  # start
-    for i, part in enumerate([*parts, [END]]):  # end
+    most, caption = room // (len(parts) + 1), [clip.START]
+    for i, part in enumerate([*parts, [clip.END]]):
         # No random letter after the class: if a caption has two letters, the last one counts.
         after_letter = i > place and name[-1:] and name[-1] in vocabulary.letters
         letters = bool(vocabulary.letters) and not after_letter
@@ -106,13 +95,8 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside it is black
 
 
-def contrastive_loss(
-    model, images: torch.Tensor, tokens: torch.Tensor, same: torch.Tensor
-) -> torch.Tensor:
-    """CLIP's loss in both directions for images (I, 3, H, W) and captions (J, 77).
-
-    same (I, J): whether image and caption belong together.
-    """
+def contrastive_loss(model, images, tokens, same) -> torch.Tensor:
+    """CLIP's loss both ways: images (I, 3, H, W), captions (J, 77), whether they fit (I, J)."""
     image = F.normalize(model.encode_image(images), dim=-1)  # (I, 64)
     text = F.normalize(model.encode_text(tokens), dim=-1)  # (J, 64)
     scale = model.logit_scale.clamp(max=4.6052).exp()  # at most 100: CLIP Sec. 2.5
@@ -127,17 +111,18 @@ def train(config, pixels, labels, steps: int, seed: int = 0):
     torch.manual_seed(seed)
     captions = Captions(config, pixels, labels, None)
     vocabulary = vocabulary_of(config, captions)
-    model = build_clip().train()
+    # A ResNet on images of 64 x 64, a transformer of 3 layers on texts; vectors of 64 numbers.
+    image = {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 10}
+    text = {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
+    sizes = {"embed_dim": 64, "context_length": 77, "vocab_size": 49408, "vision_patch_size": None}
+    model = clip.clip_module("model").CLIP(**sizes, **image, **text).float().train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=max(steps, 20), pct_start=0.1
-    )
-    bar = progress(range(steps), "training tiny CLIP", unit="step", leave=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, max(steps, 20), pct_start=0.1)
+    bar = files.progress(range(steps), "training tiny CLIP", unit="step", leave=False)
     for _ in bar:
         i = captions.pick(IMAGES)
-        image = clip_pixels(jitter(to_images(pixels[i])), model.visual.input_resolution)
-        text, same = captions_for(i, captions, vocabulary)
-        loss = contrastive_loss(model, image, text, same)
+        images = clip.clip_pixels(jitter(data.to_images(pixels[i])), model.visual.input_resolution)
+        loss = contrastive_loss(model, images, *captions_for(i, captions, vocabulary))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -155,14 +140,14 @@ class Config(DataConfig):
 
 def main(argv: list[str] | None = None) -> None:
     config = Config.parse(argv)
-    path = config.out or tiny_path(config)
+    path = config.out or clip.tiny_path(config)
     if path.exists():
-        raise UserError(f"{path} exists; choose another file with --out, or move it away")
-    embedded = config.name == "mnist" and EMBEDDED["train"].exists()  # the same for everybody
-    pixels, labels = embedded_mnist("train") if embedded else load_dataset(config)[:2]
+        raise files.UserError(f"{path} exists; choose another file with --out, or move it away")
+    embedded = config.name == "mnist" and data.EMBEDDED["train"].exists()  # the same for everybody
+    pixels, labels = data.embedded_mnist("train") if embedded else data.load_dataset(config)[:2]
     model = train(config, pixels, labels, config.train_steps, config.seed)
     state = {**model.half().state_dict(), "learned": [config.name, [*config.classes]]}
-    save_file(path, lambda file: torch.save(state, file))
+    files.save_file(path, lambda file: torch.save(state, file))
     print(path)
 
 

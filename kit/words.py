@@ -20,6 +20,8 @@ DRAWINGS = tuple("apple bicycle cat eyeglasses fish house rainbow star train tre
 CATEGORIES = ROOT / "assets" / "quickdraw_categories.txt"  # missing in a notebook
 LONGEST = 48  # maximum bytes of a class name, since CLIP reads at most 77 tokens
 
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
+
 # Templates of prompts; {} stands for a name of a class.
 TRAIN_TEMPLATES = {
     "mnist": "{}|a {}|the {}|the number {}|the digit {}|number {}|a handwritten {}|"
@@ -79,10 +81,10 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     found = {}
     for path in folder.iterdir():
         if path.is_dir() and path.name[0] not in ".@" and path.name != "__MACOSX":
-            name = unicodedata.normalize("NFKC", path.name).lower()
-            name = " ".join(re.split(r"[_\-\s]+", name)).strip()
-            readable_name = any(map(str.isalnum, name)) and name.isprintable()
-            if not readable_name or len(name.encode()) > LONGEST:
+            text = unicodedata.normalize("NFKC", path.name).lower()
+            name = re.sub(r"[_\-\s]+", " ", text).strip()
+            blank = not name.isprintable() or not any(map(str.isalnum, name))
+            if blank or len(name.encode()) > LONGEST:
                 wanted = f"readable text of at most {LONGEST} bytes, since prompts contain it"
                 raise UserError(f"rename the folder {ascii(str(path))}: {wanted}")
             found.setdefault(name, []).append(path)
@@ -94,15 +96,12 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
 def class_words(config, said: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """The two names of each class in prompts, with the attribute words said."""
-    kind, pairs = data_kind(config), []
-    for label, name in enumerate(config.classes):
-        if kind in ("quickdraw", "folder"):
-            phrase = with_words(name, said)
-            pairs.append((phrase, article(name, phrase) + phrase))
-        else:
-            pair = letter_words(name, config.classes) if kind == "emnist" else (name, str(label))
-            pairs.append(tuple(with_words(word, said) for word in pair))
-    return pairs
+    kind, names = data_kind(config), config.classes
+    if kind in ("quickdraw", "folder"):
+        phrases = [with_words(name, said) for name in names]
+        return [(x, article(name, x) + x) for name, x in zip(names, phrases)]
+    pairs = zip(names, digits) if kind == "mnist" else [letter_words(x, names) for x in names]
+    return [tuple(with_words(word, said) for word in pair) for pair in pairs]
 
 
 def with_words(noun: str, said: tuple[str, ...]) -> str:
@@ -124,18 +123,14 @@ def letter_words(name: str, classes: tuple[str, ...]) -> tuple[str, str]:
         return name, DIGITS[int(name)]
     if name.swapcase() not in classes:
         return name, f"letter {name}"
-    if name.isupper():
-        return f"capital {name}", f"uppercase {name}"
-    return f"small {name}", f"lowercase {name}"
+    one, other = ("capital", "uppercase") if name.isupper() else ("small", "lowercase")
+    return f"{one} {name}", f"{other} {name}"
 
 
 def phrasings(config, templates: dict, said: tuple[str, ...] = ()) -> list[list[str]]:
     """-> for each class its prompts: every template with both names, and attribute words."""
     chosen, words = templates[data_kind(config)], class_words(config, said)
     return [[template.format(word) for template in chosen for word in pair] for pair in words]
-
-
-CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
 
 def readable(text: str) -> str:

@@ -8,7 +8,7 @@ from conftest import data_args
 from kit import attributes, words
 from kit.captions import HELD_OUT, MOST, Captions, combinations
 from kit.data import embedded_mnist
-from kit.words import DIGITS, DRAWINGS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES
+from kit.words import DIGITS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES
 
 MEASURES = attributes.thickness, attributes.slant, attributes.ink, attributes.shape
 WORDS = [("thin", "thick"), ("leaning left", "leaning right")]
@@ -169,15 +169,6 @@ def test_templates_name_one_class_and_are_trained_or_held_out():
         for template in trained + heldout:
             assert template.count("{}") == 1
             assert not {*template.replace("{}", "").lower().split()} & taken, template
-
-
-def test_words_stand_where_english_has_them():
-    groups = words.phrasings(data_args(), {"mnist": ["draw {}", "{}!"]}, ("thick", "leaning left"))
-    seven, digit = "thick seven leaning left", "thick 7 leaning left"
-    assert groups[7] == [f"draw {seven}", f"draw {digit}", f"{seven}!", f"{digit}!"]
-    drawings = words.class_words(data_args("quickdraw", DRAWINGS), ("simple", "wide"))
-    assert [drawings[k][1] for k in (0, 3)] == ["a simple wide apple", "simple wide eyeglasses"]
-    assert words.class_words(data_args("emnist", "AB"), ("thin",))[1] == ("thin B", "thin letter B")
 
 
 @pytest.mark.parametrize("name", ["007", "$5 or $x$", "c++", "an (odd) one", "été"])

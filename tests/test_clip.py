@@ -120,18 +120,6 @@ def test_each_text_is_read_once_and_its_vector_depends_on_no_other(files, monkey
     assert torch.equal(again, together[:3].flip(0))
 
 
-def test_many_texts_are_kept_on_disk_for_the_same_clip_alone(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(ours, "MANY", 2)
-    texts, state = ["one", "two", "three"], torch.load(files / "state.pt", weights_only=True)
-    first = load(files / "state.pt", data_dir=tmp_path).encode_text(texts)
-    torch.save(state | {"text_projection": -state["text_projection"]}, tmp_path / "x.pt")
-    other = load(tmp_path / "x.pt", data_dir=tmp_path).encode_text(texts)
-    assert (other + first).abs().max() < 1e-5
-    again = load(files / "state.pt", data_dir=tmp_path)
-    monkeypatch.setattr(again.model, "encode_text", None)  # it need not read
-    assert torch.equal(again.encode_text(texts), first)
-
-
 @pytest.fixture
 def host(server, files, monkeypatch, tmp_path):
     """Serves the JIT archive as ViT-B/32, its SHA-256 in the address; the user's cache is empty."""

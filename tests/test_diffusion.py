@@ -260,24 +260,6 @@ def test_the_output_depends_on_t_and_on_the_text(script):
         assert (v - model(x_t, t, *texts[1])).abs().max() > 1e-3 or script is a0_uncond
 
 
-def test_the_bag_of_words():
-    texts = ["the number seven", "Seven, the NUMBER!", "the number seven zzyzx", "the number two"]
-    vectors = a1_cond.BagOfWords().encode_text([*texts, "?!"])
-    seven, same, unknown, two, none = vectors
-    assert vectors.shape == (5, a1_cond.BagOfWords.dim) and none.norm() == 0
-    assert (vectors[:4].norm(dim=1) - 1).abs().max() < 1e-5
-    assert (seven - same).abs().max() < 1e-6, "neither order nor case nor punctuation counts"
-    assert seven @ unknown > 0.8 > seven @ two > 0.5, "unknown words do little"
-
-
-def test_attention_is_the_softmax_of_scaled_products_with_several_heads():
-    layer, x = perturbed(a4_full.Attention(16)), torch.randn(3, 16, 5, 7)
-    qkv = layer.qkv(layer.norm(x)).view(3, 3, 4, 4, 35).transpose(-1, -2)
-    h = torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(1))
-    expected = x + layer.out(h.transpose(-1, -2).reshape(3, 16, 5, 7))
-    assert (layer(x) - expected).abs().max() < 1e-5
-
-
 @pytest.mark.parametrize("script", [*LADDER, cgan, cvae])
 def test_training_moves_every_weight_the_mean_lags_and_texts_are_read_centred(script, monkeypatch):
     """Whatever cone the texts lie in: by all that is saved, and by a GAN's discriminator."""

@@ -93,17 +93,6 @@ def test_folders_of_tools_hold_no_pictures_to_learn_from(tmp_path, capfd):
     assert re.findall(r"\b2[0-9]\b", said.removeprefix(str(folder))) == ["20", "21"]
 
 
-def test_light_on_dark_pictures_of_28_x_28_are_taken_as_they_are(tmp_path):
-    images = np.zeros((2, 20, 28, 28), np.uint8)
-    images[:, :, 10:18, 8:20] = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 12))
-    images[:, :, 12, 12:14] = 0, 255
-    if QUICKDRAW.exists():
-        images[1] = np.load(QUICKDRAW / "cat.npy")[:20].reshape(20, 28, 28)
-    found = load(fill(tmp_path / "own", images=images))[0].numpy().astype(int)
-    apart = abs(found - np.delete(images, [9, 19], 1).reshape(-1, 28, 28)).max((1, 2))
-    assert not apart[:18].any() and (apart[18:] <= 2).mean() > 0.9
-
-
 def test_proportions_are_kept_and_any_mode_is_read(tmp_path):
     wide = np.full((50, 200), 255, np.uint8)
     wide[20:30, 20:180] = 0

@@ -1,6 +1,5 @@
 """Full disks, damaged files, losses that are no numbers, odd prompts, other people's machines."""
 
-import json
 import math
 import os
 import pickle
@@ -159,17 +158,6 @@ def test_a_damaged_config_is_one_line_and_its_remedy_mends_it(mine, here, text):
     here(UNCOND, place_of(mine))
     assert (mine / "config.json").read_text() == whole
     assert (np.load(mine / SAMPLES)["images"] == known).all()
-
-
-def test_an_edited_config_is_read_and_never_believed_about_the_training(mine, here):
-    """What was trained is known by the checkpoint."""
-    path = mine / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"lr": 7}, indent=1), encoding="utf-8-sig")
-    assert "is complete" in here(UNCOND, place_of(mine)).stderr
-    path.write_text(json.dumps(config | {"eta": "x", "lr": 7}))
-    here(UNCOND, place_of(mine))
-    assert json.loads(path.read_text()) == config
 
 
 # ── Prompts ──

@@ -12,7 +12,7 @@ LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SCRIPTS = *LADDER, "cgan", "cvae"
 ASIDE = {"minimal", "a5_fast", "demo"}  # not counted among all Python outside tests
 FLOORS = [  # a module imports from lower floors, or beside it without a circle
-    "kit.__init__ kit.files kit.words kit.attributes kit.muon kit.metrics kit.processes",
+    "kit.__init__ kit.files kit.words kit.attributes kit.muon kit.metrics",
     "kit.config kit.captions",
     "kit.data kit.folder kit.clip",
     "kit.tiny_clip kit.judge kit.run",

@@ -1,4 +1,4 @@
-"""Attributes that prompts may ask for: measures of an image, and words for low and high values."""
+"""Measures of images, and words for low and high ones, as in Morpho-MNIST (Castro et al. 2019)."""
 
 import numpy as np
 import torch

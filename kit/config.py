@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 
 from kit import words
-from kit.files import ROOT, UserError, load_tensors, reading, say
+from kit.files import ROOT, UserError, load_tensors, reading
 
 RETRAIN = "copy the file back from a backup, or train again with --fresh"
 COUNTS = {"train_steps", "batch_size", "sample_steps", "samples", "n", "per_class"}
@@ -44,7 +44,7 @@ class DataConfig:
                     raise UserError(f"--{name.replace('_', '-')} {number}: it must be {wanted}")
         folder = Path(self.dataset).expanduser().resolve()
         self.name = self.dataset if self.dataset in words.DATASETS else folder.name
-        for path in (self.data_dir, getattr(self, "out", self.data_dir)):
+        for path in (self.data_dir, getattr(self, "out", None) or self.data_dir):
             if self.dataset not in words.DATASETS and path.resolve().is_relative_to(folder):
                 raise UserError(f"{path} is inside the folder of pictures; choose another one")
         if self.dataset != self.name and self.name in words.DATASETS:
@@ -60,7 +60,6 @@ class DataConfig:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # never fail to print a character
-        sys.excepthook = report
         if argv is None and "kernel_launcher" in sys.argv[0]:  # those are Jupyter's arguments
             argv = []
         about = {"prog": f"{cls.script}.py", "description": cls.description}
@@ -97,10 +96,8 @@ class Config(DataConfig):
         super().__post_init__()
         self.folder = self.out / self.name / self.script
         self.checkpoint = self.folder / "checkpoints" / "last.pt"
-        if not self.scales:
-            raise UserError("--scales: at least one number")
-        if self.interval and self.interval[0] > self.interval[1]:
-            raise UserError("--interval: the lower t comes first")
+        if not self.scales or (self.interval and self.interval[0] > self.interval[1]):
+            raise UserError("--scales needs a number, and --interval the lower t first")
         if self.prompt is not None:
             self.prompt = words.readable(self.prompt)
             if not self.prompt.strip() or not self.prompt.isprintable():
@@ -130,13 +127,3 @@ class Config(DataConfig):
         for name in names:
             known[name] = tuple(trained[name]) if isinstance(trained[name], list) else trained[name]
         return super().parse(argv, default=cls(**known))
-
-
-def report(kind, error, trace) -> None:
-    """One line for Ctrl-C and for a lack of memory, else the traceback."""
-    if issubclass(kind, KeyboardInterrupt):
-        say("stopped; the same command (without --fresh) continues from the last checkpoint")
-    elif issubclass(kind, MemoryError) or "out of memory" in str(error):
-        say("error: out of memory; try a smaller --batch-size")
-    else:
-        sys.__excepthook__(kind, error, trace)

@@ -46,11 +46,8 @@ class Run:
                 if "losses" not in self.checkpoint:
                     raise UserError(f"{self.folder} is of an earlier version: --fresh trains anew")
                 self.rows = self.checkpoint["losses"]
-        first = f"python {config.script}.py --dataset {config.dataset}"
         if not self.step and config.prompt is not None:
-            raise UserError(f"no trained model in {self.folder}; first: {first}")
-        if mean_of_processes([self.step]) != [self.step]:
-            raise UserError(f"{self.last} differs between the machines; copy it to all of them")
+            raise UserError(f"no trained model in {self.folder}; first: python {config.script}.py")
         if config.clip == "auto":
             config.clip = self.saved.get("text_encoder") or "auto"
         free = config.FREE | config.SAMPLING | ({"seed"} if config.prompt is not None else set())
@@ -186,8 +183,7 @@ def facts_of(config: Config, device: torch.device) -> dict:
     """What config.json records about a run besides its choices."""
     command, revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], None
     if (ROOT / ".git").exists() and shutil.which("git"):
-        done = subprocess.run(command, capture_output=True)
-        revision = done.stdout.decode().strip() or None
+        revision = subprocess.run(command, capture_output=True).stdout.decode().strip()
     facts = {"script": config.script, "description": config.description, "family": config.family}
     facts |= {"git_revision": revision, "python": sys.version.split()[0]}
     facts |= {"processes": COUNT, "bfloat16": files.fast_bfloat16(device)}

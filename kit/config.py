@@ -102,9 +102,9 @@ class Config(DataConfig):
             self.prompt = words.readable(self.prompt)
             if not self.prompt.strip() or not self.prompt.isprintable():
                 raise UserError('--prompt: it needs readable text, such as "a thick seven"')
-            shipped = ROOT / "assets" / f"{self.script}_{self.name}.pt"
-            if shipped.exists() and self.out == Path("results") and not self.checkpoint.exists():
-                self.checkpoint = shipped
+            embedded = ROOT / "assets" / f"{self.script}_{self.name}.pt"
+            if embedded.exists() and self.out == Path("results") and not self.checkpoint.exists():
+                self.checkpoint = embedded
 
     def has(self, field: str) -> bool:
         """Whether the script has a flag: "prompt" if it reads text, "scales" if it has guidance."""

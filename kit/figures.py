@@ -108,9 +108,9 @@ def save_obedience(path: Path, shares: pd.DataFrame) -> Path:
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (model, rows) in zip(panels, groups):
         draw_lines(axes, rows["as_asked"], rows["demand"], rows["scale"])
-        floors = rows.pivot_table("without_asking", "scale", "demand", sort=False)
+        baselines = rows.pivot_table("without_asking", "scale", "demand", sort=False)
         axes.set_prop_cycle(color=COLORS)
-        axes.plot(floors.index, floors, ":")
+        axes.plot(baselines.index, baselines, ":")
         axes.set(title=model, xlabel="guidance scale", ylim=(0, 1.02))
     panels[0].set_ylabel("share as asked (dotted: without asking)")
     return save_with_legend(path, figure, "outside upper center", 4)

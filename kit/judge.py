@@ -20,7 +20,7 @@ from kit.data import EMBEDDED, embedded_mnist, load_dataset, to_images
 from kit.files import ROOT, UserError, load_tensors, progress, reading, save_file, say
 from kit.tiny_clip import jitter
 
-SHIPPED = ROOT / "assets" / "judge_mnist.pt"  # missing in a notebook
+ASSET = ROOT / "assets" / "judge_mnist.pt"  # missing in a notebook
 STEPS, BATCH, LR = 1200, 128, 2e-3
 TAUGHT = 500  # fewer images teach no classifier
 
@@ -72,8 +72,8 @@ def taught(pixels, labels, test_pixels, test_labels, classes: int, device) -> fl
 
 
 def judge_path(config) -> Path:
-    if config.name == "mnist" and SHIPPED.exists():
-        return SHIPPED
+    if config.name == "mnist" and ASSET.exists():
+        return ASSET
     key = json.dumps([config.classes, config.emnist_split, config.per_class])
     return config.data_dir / "judge" / f"{config.name}_{zlib.crc32(key.encode()):08x}.pt"
 

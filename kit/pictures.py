@@ -131,7 +131,7 @@ def save_prompt_picture(run: Run, draw) -> None:
     config, prompt = run.config, run.config.prompt
     if not words.names_a_class(config, prompt):
         say(f"note: the prompt names no class, such as {config.classes[0]}")
-    if run.shipped:
+    if run.embedded:
         say(f"using {run.last}; python {config.script}.py trains your own weights")
     if run.step < run.saved["train_steps"]:
         say(f"note: only {run.step} of {run.saved['train_steps']} training steps are done")

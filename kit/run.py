@@ -32,8 +32,8 @@ class Run:
             raise UserError(f"--batch-size must be a multiple of {COUNT} (processes)")
         self.batch_size = config.batch_size // COUNT  # images per step of this process
         self.folder, self.last = config.folder, config.checkpoint
-        self.shipped = self.last.parent == ROOT / "assets"  # weights that come with the repository
-        self.images = self.folder.with_name("shipped") if self.shipped else self.folder / "images"
+        self.embedded = self.last.parent == ROOT / "assets"  # weights that come with the repository
+        self.images = self.folder.with_name("embedded") if self.embedded else self.folder / "images"
         self.metrics = self.folder / "metrics"
         self.step, self.rows, self.replicas, self.facts, self.lock = 0, [], {}, {}, None
         self.losses = []  # since the last row of loss.csv; a script appends {name: tensor}
@@ -47,7 +47,8 @@ class Run:
                     raise UserError(f"{self.folder} is of an earlier version: --fresh trains anew")
                 self.rows = self.checkpoint["losses"]
         if not self.step and config.prompt is not None:
-            raise UserError(f"no trained model in {self.folder}; first: python {config.script}.py")
+            first = f"first: python {config.script}.py --dataset {config.dataset}"
+            raise UserError(f"no trained model in {self.folder}; {first}")
         if config.clip == "auto":
             config.clip = self.saved.get("text_encoder") or "auto"
         free = config.FREE | config.SAMPLING | ({"seed"} if config.prompt is not None else set())

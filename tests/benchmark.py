@@ -67,7 +67,6 @@ def measure(script: str, config: Config) -> list[tuple]:
     for scale, speed in zip(costs["scale"], costs["sample_images_per_second"]):
         metric = "guided" if scale > 1 else "sampling"
         rows.append((metric, f"scale {scale:g}", speed, "images/s"))
-    rows.append(("memory", "", costs["peak_memory_mb"].iloc[-1], "MB"))
     steps, samples = f"{config.steps} steps", f"{config.samples} images a scale"
     rows.append(("time of training", steps, costs["train_seconds"].iloc[-1], "s"))
     return [*rows, ("time of the command", f"{steps}, {samples}", total, "s")]

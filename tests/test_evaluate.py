@@ -152,7 +152,7 @@ def test_the_numbers_of_the_published_tables_stay(evaluator):
     same(row, clip_similarity=0.66186, with_wrong_prompts=0.094659)
     same(row, accuracy=0.99167, accuracy_low=0.98064, accuracy_high=0.99644)
     assert row["least_class"] == "six" and row["reference"] == 2500
-    real, noise = evaluator.floors(200, embedded_mnist("train"))
+    real, noise = evaluator.baselines(200, embedded_mnist("train"))
     same(real, fid=0.67806, kid=-0.055853, kid_se=0.0082027, density=1.054, coverage=0.97)
     same(real, mse_diversity=0.10306, of_real=0.97063, least_of_real=0.86652, accuracy=0.99)
     same(real, clip_similarity=0.65645, with_wrong_prompts=0.091958, accuracy_low=0.96428)
@@ -254,8 +254,8 @@ def test_a_row_for_every_group_and_floor(measured):
         table = pd.read_csv(measured / f"results/mnist/a4_full/metrics/{name}.csv")
         got = table[["model", "kind", "scale", "n"]].fillna(0).values.tolist()
         groups = ("trained", 1, 40), ("trained", 2, 40), ("held-out", 2, 20)
-        floors = [[x, "trained", 0, n] for n in (20, 40) for x in ("real images", "noise")]
-        assert got == [["a4_full", *group] for group in groups] + floors
+        baselines = [[x, "trained", 0, n] for n in (20, 40) for x in ("real images", "noise")]
+        assert got == [["a4_full", *group] for group in groups] + baselines
         assert {*table["extractor"]} == {"judge"} and {*table["text_encoder"]} == {"tiny"}
     asked = pd.read_csv(measured / "results/mnist/a4_full/metrics/attributes.csv")
     words = ["nothing", "thin", "leaning right", "thick, leaning left"]

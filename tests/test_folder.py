@@ -131,10 +131,10 @@ def wrong(folder, *said):
 def test_what_is_no_data_set_is_one_line(rings, tmp_path):
     wrong("minst", "minst", "mnist, emnist, quickdraw")
     (tmp_path / "mnist").mkdir()
-    wrong(tmp_path / "mnist", "a subfolder of pictures for each class", "none")
-    wrong(rings / "Z", "a subfolder of pictures for each class", "none")
+    wrong(tmp_path / "mnist", "a subfolder for each class", "[]")
+    wrong(rings / "Z", "a subfolder for each class", "[]")
     shutil.copytree(rings / "Z", tmp_path / "lonely" / "Z")
-    wrong(tmp_path / "lonely", "a subfolder of pictures for each class", "only 'z'")
+    wrong(tmp_path / "lonely", "a subfolder for each class", "['z']")
     few = shutil.copytree(rings, tmp_path / "few")
     (few / "Z" / "000.png").unlink()
     wrong(few, "'z' has 19 pictures")

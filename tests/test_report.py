@@ -151,8 +151,10 @@ def test_rows_csv_has_all_numbers_of_each_seed(reported):
     assert {*zip(run["kind"], run["seed"])} == {*itertools.product(("held-out", "trained"), (0, 1))}
     assert sorted(run["sample_images_per_second"].fillna(0)) == [0, 0, 73.5, 73.5]
     assert (run["kid_x1000"] > 1).all() and (run["train_steps"] == 100).all()
-    floors = rows[rows["scale"].isna()]
-    assert {*floors["model"]} == {"real images", "noise"} and floors["train_steps"].isna().all()
+    baselines = rows[rows["scale"].isna()]
+    assert {*baselines["model"]} == {"real images", "noise"} and baselines[
+        "train_steps"
+    ].isna().all()
     assert {*rows["judge_crc32"]} == {"00123456"}
     assert len(pd.read_csv(out / "compare" / "metrics" / "asked.csv")) == 9 * (3 * 3 + 2)
     means = pd.read_csv(out / "cfg_scale" / "metrics" / "cfg_scale.csv")

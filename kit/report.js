@@ -1,5 +1,5 @@
 // The interactive part of report.html: which frame of a film the menu and the two sliders choose.
-// A film is one picture for each model (films_of() in compare.py): a row of frames for each prompt
+// A film is one picture for each model (load_films() in kit/figures.py): a row of frames for each prompt
 // and guidance scale, a column for each moment. Nothing is fetched, so it works from a disk.
 for (const film of document.querySelectorAll(".film")) {
   const SIZE = 28; // pixels of a frame

@@ -122,6 +122,7 @@ class Run:
                 if stop:
                     bar.close()
                     say(f"saved at step {self.step} of {total}; the same command resumes it")
+                    mean_of_processes([0.0])  # wait until the first one has saved
                     sys.exit(128 + (asked or [15])[0])
                 start = time.perf_counter()
 

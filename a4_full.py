@@ -14,7 +14,6 @@ Result    at scale 1, 2: 95.7% ± 0.5%, 99.1% ± 0.6% right; FID 0.51 ± 0.03, 0
           (right: the digit asked for, as judged; three seeds, embedded data: docs/results.md)
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -38,12 +37,10 @@ class Config(common.Config):
     batch_size: int = 64  # images per step
     lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
-    ema_decay: float = 0.999  # of the moving average of the weights, used to generate images
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
     patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that are folded into channels
     sample_steps: int = 18  # sampling steps, from noise to an image
     eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as the reverse SDE
-    contrast: float = 1.07  # factor by which the generated pixels, in [-1, 1], are multiplied
     prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
     clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if unavailable
@@ -220,17 +217,16 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def train(run: common.Run, model: UNet, ema: UNet) -> None:
-    """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
+def train(run: common.Run, model: UNet) -> None:
+    """Train model, from where the run stopped if it was interrupted."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     captions = run.captions(images, labels)  # all training sentences, and which fit an image
     texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
-    for net in (model, ema):
-        net.text_mean, net.text_std = texts.mean(0), texts.std(0).mean()
+    model.text_mean, model.text_std = texts.mean(0), texts.std(0).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
-    for step in run.steps(model=model, ema=ema, optimizer=optimizer):
+    for step in run.steps(model=model, optimizer=optimizer):
         for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.pick(run.batch_size)  # (B,)
@@ -244,10 +240,6 @@ def train(run: common.Run, model: UNet, ema: UNet) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a shorter average at first
-        with torch.no_grad():
-            for mean, weight in zip(ema.parameters(), model.parameters()):
-                mean.lerp_(weight, 1 - decay)
         run.losses.append({"loss": loss.detach()})
 
 
@@ -263,19 +255,17 @@ def main(argv: list[str] | None = None) -> None:
     run.encoder = common.load_clip(config, run.device)
     torch.manual_seed(config.seed)
     model = UNet(config, run.encoder.dim).to(run.device)
-    ema = copy.deepcopy(model)
 
     def draw(prompts, scale, generators, film=None):
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
         text = run.encoder.encode_text(prompts).to(run.device)
-        v = partial(guided_v, model=ema, text=text, scale=scale, interval=config.interval)
-        x_0 = sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
-        return config.contrast * x_0  # predicted means are rarely pure black or white
+        v = partial(guided_v, model=model, text=text, scale=scale, interval=config.interval)
+        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
 
     if config.prompt is None and run.step < config.train_steps:
-        train(run, model, ema)
+        train(run, model)
     else:
-        run.load(ema=ema)
+        run.load(model=model)
     common.save_outputs(run, draw)
 
 

@@ -34,6 +34,9 @@ SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
 IN_ROWS = ["train_steps", "batch_size", "data_source", "image_count", "git_revision", "device"]
 METRICS = {  # column -> its title, how it is written; {}: the extractor
     "fid": ("FID ({})", "{:.3g}"),
+    "fd_pixels": ("pixel distance", "{:.3g}"),
+    "fd_style": ("style distance", "{:.3g}"),
+    "fid_balanced": ("FID, classes balanced", "{:.3g}"),
     "kid_x1000": ("KID x 1000 ({})", "{:.3g}"),
     "kid_se_x1000": ("standard error of KID", "{:.2g}"),
     "density": ("density ({})", "{:.2f}"),
@@ -42,13 +45,14 @@ METRICS = {  # column -> its title, how it is written; {}: the extractor
     "of_real": ("diversity (of real)", "{:.0%}"),
     "train_on_samples": ("train on samples", "{:.1%}"),
     "copied": ("copied", "{:.1%}"),
+    "nearer_training": ("nearer to training", "{:.0%}"),
     "accuracy": ("accuracy", "{:.1%}"),  # from here on obedience and costs
     "clip_similarity": ("CLIP similarity", "{:.3f}"),
     "with_wrong_prompts": ("similarity, wrong prompts", "{:.3f}"),
     "sample_images_per_second": ("images/s", "{:.3g}"),
 }
-CURVES = "fid kid_x1000 density coverage of_real train_on_samples copied clip_similarity accuracy"
-TEXT = "model kind asked extractor text_encoder least_class samples_crc32 judge_crc32".split()
+CURVES = "fid fd_pixels fd_style coverage of_real train_on_samples copied clip_similarity accuracy"
+TEXT = "model kind asked extractor text_encoder class_mix least_class samples_crc32 judge_crc32"
 KEYS = ["model", "at"]  # of a row of a table; at: the guidance scale as text
 EXTRA = ["at", "guided", "use"]  # columns that are not saved
 AND_CLASS = ", and the class"
@@ -68,7 +72,7 @@ def measured_runs(config: Config) -> list[dict]:
         for folder in new:
             say(f"measuring {folder}")
             evaluator.measure(folder, folders[folder])
-        evaluator.save_real()
+        evaluate.save_real(evaluator)
     runs = [load_run(folder) for folder in folders]
     rows = pd.concat([run["rows"] for run in runs])
     for column in ("extractor", "text_encoder", "reference", "judge_crc32"):
@@ -107,7 +111,9 @@ def load_run(folder: Path) -> dict:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV file. Names such as 007 and null stay text; only empty cells are nan."""
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(TEXT.split(), str), keep_default_na=False, na_values=[""]
+    )
 
 
 def choices(run: dict, **others) -> dict:

@@ -12,7 +12,6 @@ Result    98.6% ± 0.6% right, in held-out phrasings 98.7% ± 0.5%; FID 0.97 ± 
           (right: the digit asked for, as judged; three seeds, embedded data: docs/results.md)
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -34,12 +33,12 @@ class Config(common.Config):
     batch_size: int = 64  # images per step
     lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
-    ema_decay: float = 0.999  # of the moving average of the weights, used to generate images
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
     patch: Literal[2] = 2  # side in pixels of the squares that are folded into channels and back
     z: int = 32  # entries of the code z
     # 1 gives the evidence lower bound; at 2 more of the digits are right.
     beta: float = 2.0  # weight of the Kullback-Leibler divergence
+    temperature: float = 1.0  # factor of the prior's noise; below 1: more typical, less varied
     prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
     clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if unavailable
@@ -230,17 +229,16 @@ def decode(model: VAE, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def train(run: common.Run, model: VAE, ema: VAE) -> None:
-    """Train model, and ema, the moving average of its weights. Resumes where the run stopped."""
+def train(run: common.Run, model: VAE) -> None:
+    """Train model, from where the run stopped if it was interrupted."""
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     captions = run.captions(images, labels)  # all training sentences, and which fit an image
     texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
-    for net in (model, ema):
-        for part in (net.encoder, net.prior, net.decoder):
-            part.condition.text_mean, part.condition.text_std = texts.mean(0), texts.std(0).mean()
+    for part in (model.encoder, model.prior, model.decoder):
+        part.condition.text_mean, part.condition.text_std = texts.mean(0), texts.std(0).mean()
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
-    for step in run.steps(model=model, ema=ema, optimizer=optimizer):
+    for step in run.steps(model=model, optimizer=optimizer):
         for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / config.train_steps)
         i = captions.pick(run.batch_size)  # (B,)
@@ -254,10 +252,6 @@ def train(run: common.Run, model: VAE, ema: VAE) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a shorter average at first
-        with torch.no_grad():
-            for mean, weight in zip(ema.parameters(), model.parameters()):
-                mean.lerp_(weight, 1 - decay)
         run.losses.append({"reconstruction_loss": reconstruction.detach(), "kl_loss": kl.detach()})
 
 
@@ -273,23 +267,23 @@ def main(argv: list[str] | None = None) -> None:
     run.encoder = common.load_clip(config, run.device)
     torch.manual_seed(config.seed)
     model = VAE(config, run.encoder.dim).to(run.device)
-    ema = copy.deepcopy(model)
 
     def draw(prompts, scale, generators, film=None):
         noise, end = common.noise(generators, 2, config.z).to(run.device).unbind(1)  # (B, Z) each
         text = run.encoder.encode_text(prompts).to(run.device)
-        return sample(ema, noise, end, text, film)
+        noise, end = config.temperature * noise, config.temperature * end
+        return sample(model, noise, end, text, film)
 
     @torch.no_grad()
     def reconstruct(x, prompts):
         text = run.encoder.encode_text(prompts).to(run.device)
-        mean, _ = ema.encoder(x, text)  # the most likely z
-        return decode(ema, mean, text)
+        mean, _ = model.encoder(x, text)  # the most likely z
+        return decode(model, mean, text)
 
     if config.prompt is None and run.step < config.train_steps:
-        train(run, model, ema)
+        train(run, model)
     else:
-        run.load(ema=ema)
+        run.load(model=model)
     common.save_outputs(run, draw, reconstruct)
 
 

@@ -8,6 +8,7 @@ Metrics   by kit/metrics.py and frechet_distance() in common.py; docs/metrics.md
 """
 
 import glob
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,14 @@ REFERENCE = 5000  # images in the reference and in the real images beside it, at
 LEAST = 200  # with a smaller reference FID and its like mean nothing
 SHOWN = 26  # images of a group that a picture shows beside their nearest training images
 LEARNED = "classes", "emnist_split", "per_class"  # must be the same in runs that are compared
+STYLE = "thickness", "slant", "ink", "shape"  # measures of kit/attributes.py
 KEYS = "model kind scale n seed extractor text_encoder"
 TABLES = {  # file -> its columns, besides KEYS
-    "mse_diversity": "mse_diversity of_real least_of_real least_class train_on_samples copied",
+    "mse_diversity": "mse_diversity of_real least_of_real least_class train_on_samples copied "
+    "nearer_training",
     "clip_sim_scores": "clip_similarity with_wrong_prompts accuracy accuracy_low accuracy_high",
-    "fid_scores": "fid kid kid_se density coverage reference samples_crc32 judge_crc32",
+    "fid_scores": "fid kid kid_se density coverage fd_pixels fd_style fid_balanced class_mix "
+    "reference samples_crc32 judge_crc32",
 }
 
 
@@ -66,11 +70,16 @@ def find_runs(config: Config) -> dict[Path, dict]:
             say(f"left out: {folder}, which learned other classes than {next(iter(found))}")
         else:
             found[folder] = run
+    hidden = [*config.out.glob(name), *config.out.glob(f"{name}/[!.]*")]
+    hidden = [f"{x} may not be read" for x in hidden if not os.access(x, os.R_OK | os.X_OK)]
+    if hidden:
+        say(f"left out: {', '.join(hidden)}")
     names = [folder.name for folder in found]
     for name in wanted or names or ["a4_full"]:
         if name not in names:
             first = f"python {name}.py --dataset {config.dataset}"
-            raise UserError(f"no samples of {name} in {config.out / config.name}; first: {first}")
+            first = hidden[0] if hidden else f"first: {first}"
+            raise UserError(f"no samples of {name} in {config.out / config.name}; {first}")
     config.emnist_split, config.per_class = chosen["emnist_split"], chosen["per_class"]
     config.classes = tuple(chosen["classes"])
     if class_names(config) != config.classes:
@@ -102,6 +111,24 @@ def is_measured(folder: Path, config: Config) -> bool:
     return same and config.clip in ("auto", row["text_encoder"])
 
 
+def distances(seen: dict, real: dict) -> dict[str, float]:
+    """Of what Evaluator.see() returns from the reference: columns of fid_scores.csv."""
+    (features, others), values = (x["features"] for x in (seen, real)), [np.nan] * 7
+    n, scaled = min(len(features), len(others)), metrics.standardised(real["style"])
+    if len(others) >= LEAST and n > 5:
+        values = [common.frechet_distance(features, others), *metrics.kid(features, others)]
+        values += metrics.density_coverage(others[:n], features[:n])  # as many on both sides
+        values.append(common.frechet_distance(seen["components"], real["components"]))
+        values.append(common.frechet_distance(scaled(seen["style"]), scaled(real["style"])))
+    return dict(zip(TABLES["fid_scores"].split(), values))
+
+
+def states(config: Config, style: np.ndarray, chosen: dict) -> np.ndarray:
+    """Measures of images (n, 4) -> int8 (n, len(chosen)), as kit/attributes.py defines them."""
+    columns = [STYLE.index(name) for name in attributes.measures_of(config)]
+    return attributes.states(config, style[:, columns], chosen)
+
+
 class Evaluator:
     """Measures images against held-out real ones. What takes long is cached in --data-dir."""
 
@@ -110,7 +137,7 @@ class Evaluator:
         self.device, cache = pick_device(config.device), memory(config.data_dir).cache
         self.apply = cache(metrics.apply, ignore=["function"])
         self.taught = cache(judge.taught, ignore=["device"])
-        self.nearest = cache(metrics.nearest)
+        self.nearest, self.measured = cache(metrics.nearest), cache(attributes.measure_all)
         self.judge = judge.load_judge(config, self.device)
         self.clip = common.load_clip(config, self.device)
         if config.extractor == "inception":
@@ -122,9 +149,11 @@ class Evaluator:
         if not half:
             raise UserError(f"{config.dataset}: a class has fewer than 2 held-out images")
         if half < LEAST:
-            say(f"FID, KID, density and coverage take {LEAST} held-out images, not {half}: empty")
+            say(f"FID and its like take {LEAST} held-out images, not {half}: empty")
         self.diversity = pd.Series(metrics.mse_diversity(*self.held_out))
-        self.reference = self.see(self.held_out[0][:half])[0]
+        pixels = self.held_out[0][:half]
+        self.components = metrics.components(pixels)
+        self.reference = {"pixels": pixels} | self.see(pixels)
         texts = phrasings(config, TRAIN_TEMPLATES)
         prompts = [texts[i % len(texts)][i // len(texts) % len(texts[0])] for i in range(half)]
         self.real = [array[half : 2 * half] for array in self.held_out] + [np.array(prompts)]
@@ -134,30 +163,31 @@ class Evaluator:
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         return self.clip.encode_image(to_images(torch.from_numpy(pixels))).cpu().numpy()
 
-    def see(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (n, 28, 28) -> features of the extractor (n, d), classes that the judge reads."""
+    def see(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """uint8 (n, 28, 28) -> what the witnesses see, a row for each image.
+
+        features (n, d) of the extractor, read (n,): the class that the judge reads, components
+        (n, 64) of the pixels, style (n, 4): STYLE, as kit/attributes.py measures it.
+        """
         features, read = self.apply(self.judge.see, f"judge {self.judge.crc32:08x}", pixels)
         if self.config.extractor == "inception":
             features = self.apply(self.inception, "inception", pixels)
-        return features, read
+        style = self.measured(pixels, [*STYLE])
+        seen = {"features": features, "read": read, "style": style}
+        return seen | {"components": self.components(pixels)}
 
     def look(self, pixels, labels, prompts, training) -> dict[str, np.ndarray]:
         """Images uint8 (n, 28, 28), their classes and prompts -> what each is by itself."""
-        seen = {"pixels": pixels, "labels": labels, "prompts": prompts}
-        seen["features"], seen["read"] = self.see(pixels)
+        seen = {"pixels": pixels, "labels": labels, "prompts": prompts, **self.see(pixels)}
         if labels.min() >= 0:
             seen["embeddings"] = self.apply(self.embed, f"CLIP {self.clip.crc32:08x}", pixels)
         if training is not None:
             seen["nearest"], seen["distances"] = self.nearest(pixels, training[0].numpy())
+            held_out, n = self.reference["pixels"], len(self.reference["pixels"])
+            as_many, _ = metrics.round_the_classes(*training, len(self.names), n)
+            near = [self.nearest(pixels, x)[1][:, 0] for x in (as_many, held_out[: len(as_many)])]
+            seen["nearer"] = near[0] < near[1]
         return seen
-
-    def distances(self, features: np.ndarray) -> dict[str, float]:
-        """From the reference; density and coverage with as many images on both sides."""
-        real, n, values = self.reference, min(len(features), len(self.reference)), [np.nan] * 5
-        if len(real) >= LEAST and n > 5:
-            values = [common.frechet_distance(features, real), *metrics.kid(features, real)]
-            values += metrics.density_coverage(real[:n], features[:n])
-        return dict(zip(TABLES["fid_scores"].split(), values))
 
     def score(self, seen: dict) -> dict:
         """Columns of a group of images, see look(). Without labels those that are read count."""
@@ -166,19 +196,23 @@ class Evaluator:
         diversity = pd.Series(diversity, dtype=float)
         real = self.diversity[diversity.index].replace(0, np.nan)  # 0: all its images are alike
         of_real = (diversity / real).dropna()
-        row = {"n": len(read), **self.facts, **self.distances(seen["features"])}
+        row = {"n": len(read), **self.facts, **distances(seen, self.reference)}
         row["mse_diversity"] = diversity.mean()
         row["of_real"] = diversity[of_real.index].mean() / real.mean()
         row["least_of_real"] = of_real.min()
         row["least_class"] = self.names[of_real.idxmin()] if len(of_real) else ""
         row["copied"] = metrics.copied(seen["distances"]) if "distances" in seen else np.nan
-        if asked:
-            texts = self.clip.encode_text(seen["prompts"].tolist()).cpu().numpy()
-            right = float((read == labels).mean())
-            values = [*metrics.similarity(seen["embeddings"], texts, labels), right]
-            values += metrics.wilson(right, len(read))
-            row |= dict(zip(TABLES["clip_sim_scores"].split(), values))
-        return row
+        row["nearer_training"] = seen["nearer"].mean() if "nearer" in seen else np.nan
+        if not asked:  # nothing chose the classes
+            counts, rows = np.bincount(read, minlength=len(self.names)), metrics.balanced(read)
+            even = {name: array[rows] for name, array in seen.items()}
+            row["class_mix"] = " ".join(map("{:.3f}".format, counts / len(read)))
+            return row | {"fid_balanced": distances(even, self.reference)["fid"]}
+        texts = self.clip.encode_text(seen["prompts"].tolist()).cpu().numpy()
+        right = float((read == labels).mean())
+        values = [*metrics.similarity(seen["embeddings"], texts, labels), right]
+        values += metrics.wilson(right, len(read))
+        return row | dict(zip(TABLES["clip_sim_scores"].split(), values))
 
     def baselines(self, n: int, training) -> list[dict]:
         """Rows of n real images and of n of noise, in place of a model's."""
@@ -193,18 +227,16 @@ class Evaluator:
             rows.append(row | {"train_on_samples": self.taught(*lessons[name], *self.test)})
         return rows
 
-    def states(self, pixels: np.ndarray, chosen: dict) -> np.ndarray:
-        return attributes.states(self.config, attributes.measured(self.config, pixels), chosen)
-
-    def obedience(self, samples: dict, read: np.ndarray, chosen: dict, facts: dict) -> pd.DataFrame:
+    def obedience(self, samples: dict, seen: dict, chosen: dict, facts: dict) -> pd.DataFrame:
         """A row for each scale and for each combination of attributes that prompts ask for."""
         words, rows = [tuple(pair) for pair in chosen.values()], []
-        real, right = self.states(self.real[0], chosen), read == samples["labels"]
+        real = states(self.config, self.measured(self.real[0], [*STYLE]), chosen)
+        right = seen["read"] == samples["labels"]
         asking = samples["kind"] == "words"
         for scale in dict.fromkeys(samples["scale"][asking].tolist()):
             i = asking & (samples["scale"] == scale)
-            states = self.states(samples["images"][i], chosen)
-            for asked, row in metrics.obedience(samples["asked"][i], states, right[i]).items():
+            shown = states(self.config, seen["style"][i], chosen)
+            for asked, row in metrics.obedience(samples["asked"][i], shown, right[i]).items():
                 kind = ("nothing", "one word", "said pair")[sum(map(abs, asked))]
                 kind = "held-out pair" if asked == captions.HELD_OUT else kind
                 said = ", ".join(captions.words_of(words, asked)) or "nothing"
@@ -235,19 +267,20 @@ class Evaluator:
             nearest = training[0].numpy()[seen["nearest"][shown, 0]]
             judged |= {"nearest": nearest, "nearest_rows": shown}
         save_arrays(folder / "metrics" / "judged.npz", judged)
-        asked = self.obedience(samples, seen["read"], run.get("attributes") or {}, facts)
+        asked = self.obedience(samples, seen, run.get("attributes") or {}, facts)
         if len(asked):
             save_table(folder / "metrics" / "attributes.csv", asked, "%.5g")
         for name, columns in TABLES.items():
-            chosen = rows[f"{KEYS} {columns}".split()]
+            chosen = rows.reindex(columns=f"{KEYS} {columns}".split())
             save_table(folder / "metrics" / f"{name}.csv", chosen, "%.5g")
         return rows, asked
 
-    def save_real(self) -> None:
-        """The first real images, for compare.py."""
-        n = max(260, len(self.names))
-        arrays = {x: array[:n] for x, array in zip(("images", "labels", "prompts"), self.real)}
-        save_arrays(self.config.out / self.config.name / "compare" / "real.npz", arrays)
+
+def save_real(evaluator: Evaluator) -> None:
+    """Save the first real images, for compare.py."""
+    config, n = evaluator.config, max(260, len(evaluator.names))
+    arrays = {x: array[:n] for x, array in zip(("images", "labels", "prompts"), evaluator.real)}
+    save_arrays(config.out / config.name / "compare" / "real.npz", arrays)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -257,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = zip(*(evaluator.measure(folder, run) for folder, run in runs.items()))
     names = [str(folder.relative_to(config.out)) for folder in runs]
     rows, asked = (pd.concat(x, keys=names, names=["run"]).reset_index("run") for x in tables)
-    evaluator.save_real()
+    save_real(evaluator)
     rows["run"] = rows["run"].mask(rows["scale"].isna(), rows["model"])  # the same for all runs
     shown = rows.drop(columns=["model", "seed", "samples_crc32", "judge_crc32"])
     shown = shown.drop_duplicates(["run", "kind", "scale", "n"]).astype(object)

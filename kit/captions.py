@@ -9,6 +9,7 @@ from kit.words import TRAIN_TEMPLATES, phrasings
 
 MOST = 6000  # maximum number of sentences; with many classes, each has fewer templates
 HELD_OUT = 1, -1  # first attribute high, second low: no training caption has both
+HELD_OUT_TURNS = 5  # how often such an image is drawn; 0 leaves them out of training
 
 
 def combinations(attributes: int) -> list[tuple[int, ...]]:
@@ -37,8 +38,13 @@ class Captions:
         self.labels, self.states = labels, torch.from_numpy(states).to(labels.device)
         self.words = [tuple(pair) for pair in self.chosen.values()]
         # Each attribute word that fits an image triples the chance to draw it, and is mentioned
-        # with probability 2/3. So captions without attribute words show all images equally often.
+        # with probability 2/3. So captions without words show all images equally often, and a word
+        # goes with each state of the other attribute as often as in the data. Images of HELD_OUT
+        # are drawn five times: twice for each word, once for none.
         turns = 3 ** (self.states != 0).sum(1)
+        self.held_out = (self.states == self.states.new_tensor(HELD_OUT[: len(self.words)])).all(1)
+        self.held_out &= len(self.words) == len(HELD_OUT)
+        turns[self.held_out] = HELD_OUT_TURNS
         images = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
         self.turns = images.repeat_interleave(turns)
         self.sentences, table = all_captions(config, self.words)
@@ -52,11 +58,9 @@ class Captions:
         """Images i (B,) -> what to mention (B, attributes): -1 low, 1 high, 0 not mentioned."""
         states = self.states[i]
         said = torch.where(torch.rand(states.shape, device=states.device) < 2 / 3, states, 0)
-        if len(self.words) < 2:
-            return said
-        never = ((said[:, 0] == HELD_OUT[0]) & (said[:, 1] == HELD_OUT[1]))[:, None]
-        first = torch.rand(len(said), 1, device=said.device) < 0.5
-        return torch.where(never & torch.cat([first, ~first], 1), 0, said)
+        turn = torch.randint(5, (len(i), 1), device=i.device)
+        one = torch.cat([turn < 2, turn > 2], 1)[:, : len(self.words)]
+        return torch.where(self.held_out[i, None], states * one, said)
 
     def find(self, i: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         """Images i (B,), attributes to mention -> indices of random sentences that fit (B,)."""

@@ -115,16 +115,16 @@ def tiny_path(config) -> Path:
 
 def load_clip(config, device: torch.device) -> Clip:
     """The CLIP that --clip names; auto: ViT-B/32, or tiny if that is unavailable."""
-    name, path = config.clip, Path(config.clip).expanduser()
+    name, path = config.clip, Path(config.clip)
     if name in ("auto", "ViT-B/32"):
-        path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # where OpenAI's package keeps it
         try:
+            path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # as OpenAI's package does
             path = files.download(VIT, path, VIT.split("/")[-2])
             return Clip("ViT-B/32", path, device, config.data_dir)
-        except UserError as error:
+        except (UserError, RuntimeError) as error:  # this account may have no home folder
             if name == "ViT-B/32":
                 raise
-            say(f"CLIP: {error.text}; using tiny CLIP")
+            say(f"CLIP: {getattr(error, 'text', error)}; using tiny CLIP")
             name = "tiny"
     path = tiny_path(config) if name == "tiny" else path
     if not path.is_file():

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,13 +37,13 @@ class DataConfig:
     def __post_init__(self):
         """Expand ~, set name and classes. UserError for choices that would silently do harm."""
         for name, value in list(vars(self).items()):
-            if isinstance(value, Path):
-                setattr(self, name, value.expanduser())
+            if isinstance(value, str | Path):
+                setattr(self, name, type(value)(os.path.expanduser(value)))
             for number in value if isinstance(value, tuple) else [value]:
                 if isinstance(number, int | float) and not (name in COUNTS) <= number < math.inf:
                     wanted = "at least 1" if name in COUNTS else "finite and not negative"
                     raise UserError(f"--{name.replace('_', '-')} {number}: it must be {wanted}")
-        folder = Path(self.dataset).expanduser().resolve()
+        folder = Path(self.dataset).resolve()
         self.name = self.dataset if self.dataset in words.DATASETS else folder.name
         for path in (self.data_dir, getattr(self, "out", None) or self.data_dir):
             if self.dataset not in words.DATASETS and path.resolve().is_relative_to(folder):
@@ -85,7 +86,7 @@ class Config(DataConfig):
     samples: int = 2000  # images to generate for evaluation, at each guidance scale
 
     # Choices that may change for a trained run; after SAMPLING ones its samples are outdated.
-    SAMPLING = {"samples", "sample_steps", "eta", "contrast", "interval", "scales"}
+    SAMPLING = {"samples", "sample_steps", "eta", "interval", "scales", "temperature"}
     FREE = {"dataset", "data_dir", "out", "fresh", "device", "prompt", "n", "scale", "clip"}
     # Values for scripts without these flags.
     prompt, n, clip, scale, scales, interval, sample_steps = None, 16, "auto", 1.0, (1.0,), None, 1

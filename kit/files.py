@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import sys
-import threading
+import time
 import urllib.request
 import zipfile
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,11 @@ def save_file(path: Path, write) -> None:
             with temporary.open("wb") as file:
                 file.write(content.getbuffer())
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            for seconds in (0.2, 0.8, 2, 0):  # on Windows, another program may have path open
+                with contextlib.suppress(PermissionError if seconds else ()):
+                    temporary.replace(path)
+                    break
+                time.sleep(seconds)
         finally:
             temporary.unlink(missing_ok=True)  # where that failed
 
@@ -135,25 +140,15 @@ def lock(path: Path) -> FileLock:
 @contextlib.contextmanager
 def network(url: str):
     """Turn a server that does not answer, or a failed download of url, into a UserError."""
-    reasons, before = [f"no answer within {PATIENCE} s"], socket.getdefaulttimeout()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
-            reasons.clear()
-        except Exception as error:  # of many kinds
-            reasons[0] = one_line(error)
-
-    thread = threading.Thread(target=ask, daemon=True)  # a timeout does not cover name resolution
-    thread.start()
-    thread.join(PATIENCE)
+    before, head = socket.getdefaulttimeout(), urllib.request.Request(url, method="HEAD")
     socket.setdefaulttimeout(PATIENCE)
-    try:
-        if reasons:
-            raise OSError(reasons[0])
+    try:  # in a thread, since a timeout does not cover name resolution
+        ThreadPool(1).apply_async(urllib.request.urlopen, [head]).get(PATIENCE)
         yield
     except Exception as error:  # of many kinds
-        raise UserError(f"{url} cannot be downloaded: {one_line(error)}") from None
+        late = f"no answer within {PATIENCE} s"
+        why = late if type(error).__name__ == "TimeoutError" else one_line(error)
+        raise UserError(f"{url} cannot be downloaded: {why}") from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -212,8 +207,7 @@ def stop_requests():
 
     def note(number, frame):
         asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
+        signal.signal(number, signal.default_int_handler)  # which interrupts
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,68 +5,69 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from kit.files import UserError, memory, one_line, progress, say
-from kit.words import class_folders
+from kit.words import HIDDEN, class_folders, visible
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST = 20  # minimum number of pictures of a class
+BLANK = 8  # a picture whose greys differ by less shows nothing
 
 
 def pictures(config) -> list[np.ndarray]:
     """-> for each class its pictures uint8 (n, 28, 28). UserError for fewer than 20 of a class."""
-    groups, broken = {}, []
-    for name, folders in class_folders(Path(config.dataset).expanduser()).items():
+    root, groups, found = Path(config.dataset), {}, []
+    left_out = [f"{x} (in no class)" for x in visible(root) if x.is_file()]
+    for name, folders in class_folders(root).items():
         files = []
         for path in (path for folder in folders for path in folder.rglob("*")):
-            inner = unicodedata.normalize("NFC", path.relative_to(folders[0].parent).as_posix())
-            hidden = re.search(r"(^|/)([.@]|__MACOSX)", inner)
-            if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
-                files.append((inner, path, path.stat().st_size, path.stat().st_mtime_ns))
+            inner = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+            if path.is_file() and not re.match(HIDDEN, inner):
+                state = path.stat()
+                files.append((inner, path, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
         files = [(str(path), *state) for _, path, *state in sorted(files)]  # on any system the same
         groups[name], wrong = memory(config.data_dir).cache(read_pictures)(files)
-        broken += wrong
+        left_out += wrong
         if len(groups[name]) < LEAST:
-            found = f"{name!r} has {len(groups[name])} pictures, not {LEAST}"
-            raise UserError(f"{config.dataset}: {found}; {len(broken)} are broken {broken[:3]}")
+            why = f"{name!r} has {len(groups[name])} pictures, not {LEAST}"
+            raise UserError(f"{root}: {why}; {len(left_out)} files are left out {left_out[:3]}")
+        merged = f" (in {len(folders)} folders)" if len(folders) > 1 else ""
+        found.append(f"{len(groups[name])} of {name}{merged}")
     pixels = np.concatenate([*groups.values()])
     inverted = frame(pixels).mean() > pixels.mean()
-    text = ", ".join(f"{len(group)} of {name}" for name, group in groups.items())
-    text += ", inverted to light on dark" if inverted else ""
-    text += f"; {len(broken)} broken ones are left out, such as {broken[0]}" if broken else ""
-    say(f"{config.dataset}: {text}")
+    text = ", ".join(found) + (", inverted to light on dark" if inverted else "")
+    text += f"; left out: {len(left_out)} files, such as {left_out[0]}" if left_out else ""
+    say(f"{root}: {text}")
     return [255 - group if inverted else group for group in groups.values()]
 
 
 def read_pictures(files: list[tuple]) -> tuple[np.ndarray, list[str]]:
-    """files: path, size, time (for the cache) -> pixels uint8 (n, 28, 28), broken ones and why."""
-    pixels, broken = [], []
+    """files: path, size, times (for the cache) -> pixels uint8 (n, 28, 28), other files and why."""
+    pixels, others = [], []
     for path, *_ in progress(files, "reading pictures", leave=False):
         try:
             pixels.append(read_picture(Path(path)))
         except Exception as error:  # of many kinds
-            broken.append(f"{path} ({one_line(error)[:60]})")
-    return np.array(pixels, np.uint8).reshape(-1, 28, 28), broken
+            others.append(f"{path} ({one_line(error).partition(' file ')[0][:60]})")
+    return np.array(pixels, np.uint8).reshape(-1, 28, 28), others
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """-> grey uint8 (28, 28): the whole picture, not distorted, stretched from black to white."""
+    """-> grey uint8 (28, 28): the whole picture, not distorted, stretched from black to white.
+
+    Of an animation or of several pages, the first that is not blank. ValueError if all are.
+    """
     with Image.open(path) as image:
         image.draft("L", (56, 56))  # decode a JPEG at a reduced size
-        grey = to_grey(ImageOps.exif_transpose(image))
-    scale = 28 / max(grey.size)
-    if grey.size != (28, 28):
-        size = [max(1, round(length * scale)) for length in grey.size]
-        grey = grey.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
-    inner = np.asarray(grey, np.float32)
-    low, high = inner.min(), inner.max()
-    if high - low >= 32:  # otherwise the picture is empty
-        inner = (inner - low) * 255 / (high - low)
-    pixels = np.full((28, 28), np.median(frame(inner[None])), np.float32)  # margins
-    top, left = (28 - inner.shape[0]) // 2, (28 - inner.shape[1]) // 2
-    pixels[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-    return pixels.round().clip(0, 255).astype(np.uint8)
+        pages = (to_grey(ImageOps.exif_transpose(page)) for page in ImageSequence.Iterator(image))
+        grey = next((page for page in pages if np.ptp(np.asarray(page)) >= BLANK), None)
+    if grey is None:
+        raise ValueError("it is blank")
+    method = Image.Resampling.BOX if max(grey.size) > 28 else Image.Resampling.BICUBIC
+    margin = int(np.median(frame(np.asarray(grey)[None])))
+    pixels = np.asarray(ImageOps.pad(grey, (28, 28), method, margin), np.float32)
+    pixels = (pixels - pixels.min()) * 255 / max(1, np.ptp(pixels))
+    return pixels.round().astype(np.uint8)
 
 
 def frame(pixels: np.ndarray) -> np.ndarray:
@@ -80,7 +81,8 @@ def to_grey(image: Image.Image) -> Image.Image:
         values = np.asarray(image, np.float32)
         if not np.isfinite(values).all():
             raise ValueError("a value in it is not finite")
-        return Image.fromarray((values / max(1.0, values.max()) * 255).astype(np.uint8))
+        values = (values - values.min()) * 255 / max(np.ptp(values), 1e-9)
+        return Image.fromarray(values.astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         grey, alpha = image.convert("RGBA").convert("LA").split()
         opaque = np.asarray(grey)[np.asarray(alpha) > 127]

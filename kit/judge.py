@@ -1,7 +1,8 @@
 """The judge: a small CNN that reads the class of an image, and whose features FID is made of.
 
-It has no part in what it measures: it is trained on real images alone, and of MNIST on none of the
-embedded digits, on which models are trained. It reads 99.58 % of MNIST's test digits right after
+It has no part in what it measures: it is trained on real images alone, and of MNIST neither on the
+embedded digits, on which models are trained, nor on those for choices: see real_images(). It reads
+99.58 % of MNIST's test digits right after
     python -m kit.judge --dataset mnist --train-steps 6000 --out my_judge.pt
 """
 
@@ -96,21 +97,26 @@ def load_judge(config, device: torch.device) -> Judge:
 def make(config, path: Path, device, steps: int = STEPS, seed: int = 0) -> None:
     """Train a judge for the classes of config and write it to path."""
     say(f"judge: training one for {config.name}, once; it is kept in {path}")
-    judge = train(*training_images(config), len(config.classes), device, steps, seed)
+    judge = train(*real_images(config), len(config.classes), device, steps, seed)
     state = {**judge.half().state_dict(), "learned": [config.name, [*config.classes]]}
     save_file(path, lambda file: torch.save(state, file))
 
 
-def training_images(config) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training split, of MNIST without the embedded digits -> pixels, labels."""
+def real_images(config, choices: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training split, of MNIST without the embedded digits -> pixels, labels.
+
+    Of MNIST's other digits every eighth is for choices alone: hyperparameters are chosen by them,
+    no network learns from them, and no published number is measured with them.
+    """
     pixels, labels, source = load_dataset(config)
     if source == "embedded":
         raise UserError("the judge is trained on MNIST's own files, which are not here")
     if config.name != "mnist" or not EMBEDDED["train"].exists():
         return pixels, labels
     known = {*map(bytes, embedded_mnist("train")[0].numpy())}
-    others = [bytes(image) not in known for image in pixels.numpy()]
-    return pixels[others], labels[others]
+    others = [i for i, image in enumerate(pixels.numpy()) if bytes(image) not in known]
+    chosen = others[::8] if choices else [i for k, i in enumerate(others) if k % 8]
+    return pixels[chosen], labels[chosen]
 
 
 @dataclass

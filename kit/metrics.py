@@ -52,6 +52,25 @@ def density_coverage(real: np.ndarray, drawn: np.ndarray, k: int = 5) -> tuple[f
     return inside.sum(0).double().mean().item() / k, inside.any(1).double().mean().item()
 
 
+def components(reference: np.ndarray, count: int = 64):
+    """-> a function: pixels (n, 28, 28) -> their first principal components on reference."""
+    flat = reference.reshape(len(reference), -1) / 255
+    basis = np.linalg.eigh(np.cov(flat, rowvar=False))[1][:, -count:]  # (784, count)
+    return lambda pixels: (pixels.reshape(len(pixels), -1) / 255 - flat.mean(0)) @ basis
+
+
+def standardised(reference: np.ndarray):
+    """-> a function: values (n, d) in standard deviations of reference; nan counts as 0."""
+    known = np.nan_to_num(reference)
+    return lambda values: (np.nan_to_num(values) - known.mean(0)) / (known.std(0) + 1e-9)
+
+
+def balanced(labels: np.ndarray) -> np.ndarray:
+    """Rows of images, equally many of each class that occurs: repeated where there are too few."""
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.concatenate([np.resize(group, len(labels) // len(groups)) for group in groups])
+
+
 def mse_diversity(pixels: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Class of 2 images or more -> mean squared difference of two, over pixels from 0 to 1."""
     groups = {int(label): pixels[labels == label] for label in np.unique(labels)}
@@ -105,23 +124,27 @@ def confusion(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
 
 
 def obedience(asked: np.ndarray, states: np.ndarray, right: np.ndarray) -> dict[tuple, dict]:
-    """What prompts asked for -> shares of images that show it; without_asking: of plain prompts.
+    """What prompts asked for -> shares of images that show it.
 
     asked, states (n, attributes): -1 low, 1 high, 0 neither. single: each attribute alone;
-    everything: the class too, CoInD's conformity score (Gaudi et al. 2025).
+    everything: the class too, CoInD's conformity score (Gaudi et al. 2025). without_asking: the
+    highest share among prompts that ask for less: nothing or, of two words, one of them.
     """
-    result, plain = {}, (asked == 0).all(1)
-    for combination in dict.fromkeys(map(tuple, asked.tolist())):
-        rows, asks = (asked == combination).all(1), np.array(combination) != 0
+    result, right = {}, right.astype(bool)
+    groups = {x: (asked == x).all(1) for x in dict.fromkeys(map(tuple, asked.tolist()))}
+    for combination, rows in groups.items():
+        asks = np.array(combination) != 0
         single = states == combination  # (n, attributes)
         fits = single[:, asks].all(1)
+        less = {x for x in groups if all(a in (0, b) for a, b in zip(x, combination))}
+        others = [groups[x] for x in less - {combination}] or [rows]
         result[combination] = {
             "n": int(rows.sum()),
             "as_asked": fits[rows].mean(),
             "single": np.where(asks, single[rows].mean(0), np.nan),
             "accuracy": right[rows].mean(),
             "everything": (fits & right)[rows].mean(),
-            "without_asking": fits[plain].mean(),
-            "everything_without_asking": (fits & right)[plain].mean(),
+            "without_asking": max(fits[x].mean() for x in others),
+            "everything_without_asking": max((fits & right)[x].mean() for x in others),
         }
     return result

@@ -61,6 +61,7 @@ class Run:
             if old != value:
                 text = f"{self.last} was trained with {name} {str(old)[:60]}, not {str(value)[:60]}"
                 remedy = "repeat its flags, choose another --out, or start over with --fresh"
+                remedy = "leave that flag out, or train first" if self.embedded else remedy
                 raise UserError(f"{text}; {remedy}")
 
     def load(self, **modules) -> None:
@@ -165,7 +166,8 @@ class Run:
         self.lock = self.lock or files.lock(self.folder)
         if not self.step and (self.last.exists() or self.images.exists()):
             aside = self.folder.with_name(f".{self.folder.name}_{time.time():.2f}")
-            self.folder.rename(aside)
+            with files.writing(aside):
+                self.folder.rename(aside)
             say(f"the earlier run is now in {aside}")
         elif not sampled_alike(self.config):
             for path in self.images.glob("*.npz"):

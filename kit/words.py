@@ -1,5 +1,6 @@
 """The words of prompts: the classes of each data set, names for them, sentence templates."""
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -17,7 +18,7 @@ EMNIST_SPLITS = {  # Cohen et al. 2017
 }
 DRAWINGS = tuple("apple bicycle cat eyeglasses fish house rainbow star train tree".split())
 CATEGORIES = ROOT / "assets" / "quickdraw_categories.txt"  # missing in a notebook
-LONGEST = 48  # maximum bytes of a class name, since CLIP reads at most 77 tokens
+HIDDEN = r"(.*/)?([.@]|__MACOSX|Thumbs\.db|desktop\.ini)"  # files and folders of systems and tools
 
 CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
@@ -59,8 +60,8 @@ def class_names(config) -> tuple[str, ...]:
     """The classes of config.dataset, in the order of their labels. UserError for bad names."""
     kind, names = data_kind(config), tuple(config.classes or DRAWINGS)
     if kind == "folder":
-        folder, prompt = Path(config.dataset).expanduser(), getattr(config, "prompt", None)
-        gone = not folder.is_dir() and prompt  # then the trained run knows the classes
+        folder, prompt = Path(config.dataset), getattr(config, "prompt", None)
+        gone = not os.path.isdir(folder) and prompt  # then the trained run knows the classes
         return config.classes if gone else tuple(class_folders(folder))
     if kind != "quickdraw":
         return DIGITS if kind == "mnist" else tuple(EMNIST_SPLITS[config.emnist_split])
@@ -72,20 +73,27 @@ def class_names(config) -> tuple[str, ...]:
     return names
 
 
+def visible(folder: Path) -> list[Path]:
+    """What is in folder, without the files and folders of systems and tools."""
+    return [path for path in sorted(folder.iterdir()) if not re.match(HIDDEN, path.name)]
+
+
 def class_folders(folder: Path) -> dict[str, list[Path]]:
     """Class -> the subfolders of its pictures. UserError if there are fewer than two classes."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, too, for a name that is too long
         raise UserError(f"--dataset {folder}: neither a folder nor one of {', '.join(DATASETS)}")
-    found = {}
-    for path in folder.iterdir():
-        if path.is_dir() and path.name[0] not in ".@" and path.name != "__MACOSX":
-            name = unicodedata.normalize("NFKC", path.name.lower())
-            name = re.sub(r"[_\-\s]+", " ", name).strip()
-            blank = not name.isprintable() or not any(map(str.isalnum, name))
-            if blank or len(name.encode()) > LONGEST:
-                wanted = f"readable text of at most {LONGEST} bytes"
-                raise UserError(f"rename the folder {ascii(str(path))}: {wanted}")
-            found.setdefault(name, []).append(path)
+    found, paths = {}, [path for path in visible(folder) if path.is_dir()]
+    inner = [{x.name for x in visible(path) if x.is_dir()} for path in paths]
+    if len(inner) > 1 and inner[0] and all(names == inner[0] for names in inner):
+        one = max(paths, key=lambda path: "train" in path.name.lower())
+        text = f"each subfolder of {folder} contains {', '.join(sorted(inner[0]))[:80]}"
+        raise UserError(f"{text}; choose one of them, such as --dataset {one}")
+    for path in paths:
+        name = unicodedata.normalize("NFKC", path.name.lower())
+        name = re.sub(r"[_\-\s]+", " ", name).strip()
+        if not name.isprintable() or not any(map(str.isalnum, name)):
+            raise UserError(f"rename the folder {ascii(str(path))}: it needs letters or digits")
+        found.setdefault(name, []).append(path)
     if len(found) < 2:
         raise UserError(f"{folder} needs a subfolder for each class, two or more, not {[*found]}")
     return dict(sorted(found.items()))

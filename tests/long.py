@@ -62,7 +62,7 @@ def kills(place: Path) -> None:
     while killed < 20:
         process = start(place / "b", flags, often)
         try:
-            process.wait(dice.uniform(3, seconds))
+            process.wait(dice.uniform(3, 3 + seconds / 3))
             assert worked(process)
             shutil.rmtree(place / "b" / "results")  # complete: again from the start
         except subprocess.TimeoutExpired:

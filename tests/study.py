@@ -23,29 +23,28 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import pandas as pd
 import torch
 import tyro
 from conftest import ROOT
+from variants import GAN, TRIALS, VAE, VARIANTS
 
 import compare
 import evaluate
-from kit import tiny_clip
+from kit import judge, tiny_clip
 from kit.clip import tiny_path
+from kit.data import load_dataset
 from kit.files import UserError, lock, save_table, say
 
 PLACE, DATA = ROOT / "results" / "study", ROOT / "data"
 RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
+WITNESSES = "fid fd_pixels fd_style coverage of_real nearer_training accuracy".split()
 # These decide what is learned and generated. Files, bars and messages may change.
 DECIDES = "common", *(f"kit/{x}" for x in "attributes captions words muon samples".split())
-EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14
-    "return F.mse_loss(model(x_t, t), v)": "return F.mse_loss(model(x_t, t), eps)",
-    "x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4":
-        "x0_hat = (x_t - (1 - a).sqrt() * v) / a.sqrt().clamp(min=1e-4)",
-}  # fmt: skip
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Study:
     flags: str = "--dataset mnist"
     embedded: bool = True  # train on the embedded digits, even where MNIST is on disk
     of: str = ""  # the study whose trained runs are copied and sampled again
+    choices: bool = False  # measured by real digits that are for choices alone, into trials.csv
 
 
 AGAIN = "--dataset mnist --scales"
@@ -63,12 +63,27 @@ STUDIES = {
     "mnist": Study(SEVEN),
     "throughout": Study(("a4_full",), flags=f"{AGAIN} 2 3 --interval 0 1000", of="mnist"),
     "eps": Study(("a0_eps",)),
-    "no_ema": Study(("a4_full",), flags=f"{AGAIN} 1", of="mnist"),
     "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
+    "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
+    "vae_trials": Study((VAE, *TRIALS[VAE]), (0,), choices=True),
+    "vae_0.85": Study(
+        (VAE, "cvae_beta1"),
+        (0,),
+        "--dataset mnist --temperature 0.85",
+        of="vae_trials",
+        choices=True,
+    ),
+    "vae_0.7": Study(
+        (VAE, "cvae_beta1"),
+        (0,),
+        "--dataset mnist --temperature 0.7",
+        of="vae_trials",
+        choices=True,
+    ),
 }
 
 
@@ -103,14 +118,15 @@ class Task:
         self.title = f"{self.name}, {self.script}, seed {self.seed}"
 
     def file(self) -> Path:
-        """The script: one of ours, or a0 with two lines changed."""
-        if self.script != "a0_eps":
+        """The script: one of ours, or one of VARIANTS."""
+        if self.script not in VARIANTS:
             return ROOT / f"{self.script}.py"
-        text = (ROOT / "a0_uncond.py").read_text(encoding="utf-8")
-        for old, new in EPS.items():
+        script, changes = VARIANTS[self.script]
+        text = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+        for old, new in changes.items():
             assert text.count(old) == 1, old
             text = text.replace(old, new)
-        path = PLACE / "a0_eps.py"
+        path = PLACE / f"{self.script}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
@@ -151,7 +167,7 @@ class Task:
             raise UserError(f"{self.title} is not complete")
 
     def copy(self) -> None:
-        """Take the trained run of another study; for no_ema, with the last weights as their mean.
+        """Take the trained run of another study.
 
         UserError for a run of other code, and so for one of an earlier version.
         """
@@ -161,22 +177,42 @@ class Task:
             raise UserError(f"{self.title} needs {source.folder}, trained by this code: {first}")
         left = shutil.ignore_patterns("images", "performance.csv", "judged.npz")
         shutil.copytree(source.folder, self.folder, ignore=left)
-        if self.name == "no_ema":
-            last = self.folder / "checkpoints" / "last.pt"
-            state = torch.load(last)
-            torch.save(state | {"ema": state["model"]}, last)
 
     def measure(self) -> dict[str, pd.DataFrame]:
         """-> the rows of study.csv and of asked.csv."""
         flags = [self.script, *self.flags[:2], *self.data, "--out", str(self.out), "--clip", "tiny"]
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+            if self.study.choices:
+                stack.enter_context(mock.patch.object(evaluate, "load_dataset", for_choices))
             evaluate.main(flags)
         run = compare.load_run(self.folder)
         facts = {"script": self.script, "study": self.name, "key": self.key()}
         facts |= {"hardware": hardware(), "date": str(datetime.date.today())}
+        if self.study.choices:
+            return {"trials": trial(run).assign(seed=self.seed, **facts)}
         rows = published(run["rows"], run["config"].get("interval")).assign(seed=self.seed, **facts)
         asked = run["asked"].drop(columns="demand", errors="ignore")
         return {"study": rows, "asked": asked.assign(seed=self.seed, study=self.name)}
+
+
+def for_choices(config, split: str = "train"):
+    """As kit.data.load_dataset(), with the digits for choices in place of the test digits."""
+    if split == "train":
+        return load_dataset(config)
+    return *judge.real_images(evaluate.Config(data_dir=DATA), choices=True), "choices"
+
+
+def trial(run: dict) -> pd.DataFrame:
+    """A row for each guidance scale, without real images and noise."""
+    rows = run["rows"].dropna(subset="scale").set_index("scale")
+    table = rows[rows["kind"] != "held-out"].copy()
+    table["held_out_accuracy"] = rows.loc[rows["kind"] == "held-out", "accuracy"]
+    if len(run["asked"]):
+        shares = run["asked"].pivot_table("as_asked", "scale", "demand")
+        table = table.join(shares.add_prefix("asked: "))
+    costs = "parameters train_seconds train_steps batch_size sample_images_per_second".split()
+    words = [name for name in table if name.startswith("asked: ")]
+    return table[["n", *WITNESSES, "held_out_accuracy", *words, *costs]].reset_index()
 
 
 def published(rows: pd.DataFrame, interval: list[int] | None) -> pd.DataFrame:

@@ -1,11 +1,13 @@
 """What sentences say beside the class: measures, thresholds, and which captions fit an image."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from conftest import data_args
 
-from kit import attributes, words
+from kit import attributes, captions, words
 from kit.captions import HELD_OUT, MOST, Captions, combinations
 from kit.data import embedded_mnist
 from kit.words import DIGITS, HELDOUT_TEMPLATES, TRAIN_TEMPLATES
@@ -120,21 +122,40 @@ def test_a_word_that_fits_is_said_two_of_three_times_and_the_pair_never(digits):
     for k in (0, 1):
         asked = (states[:, k] != 0) & ~pair
         assert (said[asked, k] != 0).float().mean() == pytest.approx(2 / 3, abs=0.02)
-        assert (said[pair, k] != 0).float().mean() == pytest.approx(4 / 9, abs=0.03)
+        assert (said[pair, k] != 0).float().mean() == pytest.approx(2 / 5, abs=0.03)
     both = (said != 0).all(1)[(states != 0).all(1) & ~pair]
     assert both.float().mean() == pytest.approx(4 / 9, abs=0.02)
 
 
 def test_captions_without_words_stand_for_all_images(digits):
-    """An image is drawn three times as often for each word, which is said two of three times."""
-    i = digits.pick(90_000)
+    """An image is drawn three times as often for each word, one of the held-out pair five times."""
+    i, pair = digits.pick(90_000), (digits.states == torch.tensor(HELD_OUT)).all(1)
     fitting, counts = (digits.states != 0).sum(1), torch.bincount(i, minlength=6000).float()
-    means = [counts[fitting == k].mean().item() for k in (0, 1, 2)]
-    assert [mean / means[0] for mean in means] == pytest.approx([1, 3, 9], rel=0.1)
+    groups = [(fitting == k) & ~pair for k in (0, 1, 2)] + [pair]
+    means = [counts[group].mean().item() for group in groups]
+    assert [mean / means[0] for mean in means] == pytest.approx([1, 3, 9, 5], rel=0.1)
     silent = digits.states[i[(digits.mention(i) == 0).all(1)]].tolist()
-    usual = [x for x in silent if tuple(x) != HELD_OUT]  # whose shares are as in the data: 1 in 8
-    for state in ([0, 0], [-1, 0], [0, 1], [-1, -1], [1, 1]):
-        assert usual.count(state) / len(usual) == pytest.approx(1 / 8, abs=0.02), state
+    for state in itertools.product((-1, 0, 1), repeat=2):  # their shares are as in the data
+        assert silent.count([*state]) / len(silent) == pytest.approx(1 / 9, abs=0.015), state
+
+
+def test_a_word_goes_with_the_other_state_as_often_as_in_the_data(digits):
+    """No leak: "thick" alone would go with left-leaning images more often than thick images do."""
+    i = digits.pick(200_000)
+    said, states = digits.mention(i), digits.states[i]
+    for k, value in itertools.product((0, 1), (-1, 1)):
+        alone = (said[:, k] == value) & (said[:, 1 - k] == 0)
+        of_data = digits.states[digits.states[:, k] == value, 1 - k]
+        for other in (-1, 0, 1):
+            share = (states[alone, 1 - k] == other).float().mean().item()
+            assert abs(share - (of_data == other).float().mean().item()) < 0.02, (k, value, other)
+
+
+def test_images_of_the_held_out_pair_can_be_left_out_altogether(digits, monkeypatch):
+    monkeypatch.setattr(captions, "HELD_OUT_TURNS", 0)
+    none = with_states(data_args(), digits.states, monkeypatch)
+    assert not (digits.states[none.turns.long()] == torch.tensor(HELD_OUT)).all(1).any()
+    assert none.turns.unique().numel() == (digits.states != torch.tensor(HELD_OUT)).any(1).sum()
 
 
 def test_the_held_out_pair_stands_in_no_sentence(digits):

@@ -1,12 +1,15 @@
 """Metrics against closed forms and other libraries; evaluate.py over runs made of real digits."""
 
 import json
+import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 import common
 import evaluate
@@ -112,6 +115,9 @@ def test_obedience_counts_all_words_and_each_alone():
     shares = metrics.obedience(asked, states, np.array([True, True, True, False]))
     assert shares[0, 0]["as_asked"] == 1 and np.isnan(shares[0, 0]["single"]).all()
     row = shares[1, -1]
+    one = metrics.obedience(np.int8([[0, 0], [1, 0], [1, -1]]), np.int8([[0, 0], [1, -1], [0, 0]]),
+                            np.ones(3))  # fmt: skip
+    assert (one[1, 0]["without_asking"], one[1, -1]["without_asking"]) == (0, 1), "one of the words"
     assert row["as_asked"] == 0.5 and row["single"].tolist() == [1, 0.5] and row["everything"] == 0
     assert row["without_asking"] == row["everything_without_asking"] == 0.5 == row["accuracy"]
 
@@ -165,7 +171,7 @@ def test_the_reference_is_held_out(evaluator):
     pixels, labels = evaluator.held_out
     assert np.bincount(labels).tolist() == [500] * 10
     assert len({*map(bytes, pixels)} | {*map(bytes, embedded_mnist("train")[0].numpy())}) == 10_000
-    assert len(evaluator.reference) == len(evaluator.real[0]) == 2500
+    assert {len(x) for x in (*evaluator.reference.values(), evaluator.real[0])} == {2500}
     assert {*map(bytes, pixels[:2500])}.isdisjoint(map(bytes, evaluator.real[0]))
     assert np.bincount(evaluator.real[1]).tolist() == [250] * 10
 
@@ -182,8 +188,38 @@ def test_planted_faults_show(evaluator):
     assert score(evaluator, images, swapped)["accuracy"] < fair["accuracy"] - 0.15
     row = score(evaluator, images, labels, np.random.default_rng(0).permutation(prompts(600)))
     assert row["clip_similarity"] < fair["clip_similarity"] - 0.4
-    training = [array[:200] for array in embedded_mnist("train")]
-    assert score(evaluator, *map(np.asarray, training), training=training)["copied"] == 1
+    thick = ndimage.grey_dilation(images, (1, 2, 2))
+    row = score(evaluator, thick, labels)
+    assert row["fd_style"] > 5 * fair["fd_style"] and row["fd_pixels"] > 1.5 * fair["fd_pixels"]
+    assert one["fd_pixels"] > 2 * fair["fd_pixels"] and one["fd_style"] > fair["fd_style"]
+    training = [array[::100] for array in embedded_mnist("train")]
+    row = score(evaluator, *map(np.asarray, training), training=training)
+    assert row["copied"] == 1 and row["nearer_training"] == 1
+    held_out = evaluator.reference["pixels"][:200], evaluator.held_out[1][:200]
+    assert score(evaluator, *held_out, training=training)["nearer_training"] == 0
+
+
+def test_of_what_nobody_asked_for_the_mix_of_classes_is_told_and_taken_out(evaluator):
+    images, labels = digits(600)
+    rows = np.flatnonzero((labels != 1) | (np.arange(600) < 60))  # few ones
+    row = score(evaluator, images[rows], labels[rows] * 0 - 1)
+    shares = np.array(row["class_mix"].split(), float)
+    assert abs(shares.sum() - 1) < 0.01 and shares[1] < 0.03 and "accuracy" not in row
+    assert row["fid_balanced"] < row["fid"]
+    again = labels[rows][metrics.balanced(labels[rows])]
+    assert {*np.bincount(again)} == {len(rows) // 10}
+
+
+def test_witnesses_are_as_defined():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (900, 28, 28)).astype(np.uint8)
+    flat, see = pixels.reshape(900, -1) / 255, metrics.components(pixels)
+    values = np.linalg.svd(flat - flat.mean(0), compute_uv=False)[:64] ** 2 / 899
+    assert np.abs(np.sort(see(pixels).var(0, ddof=1))[::-1] - values).max() < 1e-9
+    style = np.float64([[1, 2], [3, np.nan], [5, 4]])
+    expected = (np.float64([[0, 6]]) - [3, 2]) / np.std([[1, 2], [3, 0], [5, 4]], axis=0)
+    got = metrics.standardised(style)(np.float64([[np.nan, 6]]))
+    assert np.abs(got - expected).max() < 1e-6
 
 
 def test_real_images_that_are_all_alike_leave_a_share_empty(evaluator, monkeypatch):
@@ -292,6 +328,16 @@ def test_other_runs_are_left_out_with_a_line_each(measured, capsys):
     for names in (["a3_cfg.py"], ["cgan", "a4_full"]):
         with pytest.raises(UserError, match=f"no samples of {names[0][:4]}.*first: python"):
             evaluate.find_runs(evaluate.Config.parse([*names, *flags(measured)]))
+
+
+def test_a_run_that_may_not_be_read_is_named(measured, monkeypatch, capsys):
+    closed, access, glob = measured / "results/mnist/a4_full", os.access, Path.glob
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path) != closed and access(path, how))
+    seen = lambda path, how: [x for x in glob(path, how) if closed not in x.parents]  # noqa: E731
+    monkeypatch.setattr(Path, "glob", seen)
+    with pytest.raises(UserError, match="no samples of a4_full.*a4_full may not be read"):
+        evaluate.find_runs(evaluate.Config.parse(["a4_full", *flags(measured)]))
+    assert "left out: " in capsys.readouterr().err
 
 
 def test_a_run_is_measured_again_only_if_something_changed(measured):

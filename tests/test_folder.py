@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 import a1_cond
 from kit import words
-from kit.data import load_dataset
+from kit.data import embedded_mnist, load_dataset
 from kit.files import UserError
 from kit.folder import read_picture
 
@@ -62,7 +63,7 @@ def test_names_become_words_and_every_tenth_picture_is_held_out(rings, capfd):
     assert labels.bincount().tolist() == [18, 18] and asked.bincount().tolist() == [2, 2]
     assert not {*map(bytes, pixels.numpy())} & {*map(bytes, held_out.numpy())}
     said = capfd.readouterr().err.splitlines()[0]
-    assert said.count("20") >= 2 and "inverted to light on dark" in said and "broken" not in said
+    assert said.count("20") >= 2 and "inverted to light on dark" in said and "left out" not in said
     assert pixels[:, 0].max() == 0 and pixels.amax((1, 2)).min() == 255
 
 
@@ -122,14 +123,89 @@ def test_proportions_are_kept_and_any_mode_is_read(tmp_path):
     assert found[2:26, 14].std() > 50 and found[14, 9:19].std() < 10
 
 
+def test_the_range_of_values_does_not_count(tmp_path):
+    """Of numbers of any type and sign the lowest becomes black and the highest white."""
+    digits = embedded_mnist("train")[0][::1000].numpy()
+    for digit in digits:
+        values = digit.astype(np.float32) / 255
+        for name, array in {"int16": (2000 * values - 1000).astype(np.int16),
+                            "z-scored": (values - values.mean()) / values.std(),
+                            "uint16": (100 + 900 * values).astype(np.uint16),
+                            "int32": (-5 * values * 10**6).astype(np.int32)}.items():  # fmt: skip
+            tifffile(tmp_path / f"{name}.tif", array)
+            sign = -1 if name == "int32" else 1
+            assert (
+                np.corrcoef(read_picture(tmp_path / f"{name}.tif").flat, digit.flat)[0, 1] * sign
+                > 0.999
+            ), name
+
+
+def test_the_first_page_that_is_not_blank_is_read_and_a_blank_picture_left_out(rings, tmp_path):
+    blank, expected = Image.new("L", (40, 40), 255), read_picture(rings / "Z" / "000.png")
+    ring = Image.open(rings / "Z" / "000.png")
+    for name in ("a.gif", "a.tif", "a.webp", "a.png"):
+        pages = {"append_images": [ring, blank], "save_all": True, "lossless": True}
+        blank.save(tmp_path / name, **pages)
+        assert np.abs(read_picture(tmp_path / name).astype(int) - expected).max() <= 8, name
+        blank.save(tmp_path / name)
+        with pytest.raises(ValueError, match="blank"):
+            read_picture(tmp_path / name)
+
+
+def test_what_is_left_out_or_merged_is_counted_in_one_line(rings, tmp_path, capfd):
+    folder = shutil.copytree(rings, tmp_path / "phone")
+    (folder / "z").mkdir()
+    Image.open(rings / "Z" / "000.png").convert("L").save(folder / "z" / "photo.JFIF", "jpeg")
+    Image.new("L", (9, 9), 7).save(folder / "z" / "grey.png")
+    for name in ("labels.csv", "z/clip.heic", "Z/notes.txt", "Z/Thumbs.db", "Z/.DS_Store"):
+        (folder / name).write_text("no picture")
+    load(folder)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "20 of big a, 21 of z (in 2 folders)" in said and "left out: 4 files, such as" in said
+    assert "labels.csv (in no class)" in said
+
+
+def test_a_folder_of_splits_is_no_folder_of_classes(rings, tmp_path):
+    for part in ("test", "train", "__MACOSX"):
+        shutil.copytree(rings, tmp_path / "pets" / part)
+        (tmp_path / "pets" / part / ".cache").mkdir()
+    wrong(
+        tmp_path / "pets",
+        "contains Z, big_A; choose one of them",
+        f"--dataset {tmp_path}/pets/train",
+    )
+    assert config_of(tmp_path / "pets" / "train").classes == ("big a", "z")
+
+
 def wrong(folder, *said):
     with pytest.raises(UserError) as caught:
         load(folder)
     assert all(x in caught.value.text.encode().decode() for x in said), caught.value
 
 
+def tifffile(path, array):
+    """A TIFF file of one strip with these numbers, which Pillow cannot write for every type."""
+    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    tags = [
+        (256, array.shape[1]),
+        (257, array.shape[0]),
+        (258, 8 * array.itemsize),
+        (259, 1),
+        (262, 1),
+        (273, 200),
+        (277, 1),
+        (278, array.shape[0]),
+        (279, array.nbytes),
+        (339, kind),
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    head += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
+    path.write_bytes(head.ljust(200, b"\0") + array.tobytes())
+
+
 def test_what_is_no_data_set_is_one_line(rings, tmp_path):
     wrong("minst", "minst", "mnist, emnist, quickdraw")
+    wrong("x" * 300, "neither a folder nor one of")
     (tmp_path / "mnist").mkdir()
     wrong(tmp_path / "mnist", "a subfolder for each class", "[]")
     wrong(rings / "Z", "a subfolder for each class", "[]")
@@ -153,7 +229,7 @@ def test_broken_pictures_are_counted_and_named_in_one_line(rings, tmp_path, capf
     for _ in range(2):  # the second time from the cache
         assert torch.equal(load(folder)[0], expected)
         (said,) = [x for x in capfd.readouterr().err.splitlines() if str(folder) in x]
-        assert "3 broken" in said and said.count("20") >= 2
+        assert "left out: 3 files" in said and said.count("20") >= 2
         assert any(name in said for name in ("notes.png", "half.png", "empty.jpg"))
 
 
@@ -167,7 +243,7 @@ def test_what_a_run_writes_does_not_lie_among_the_pictures(tmp_path, monkeypatch
 @pytest.mark.usefixtures("coarse_figures")
 def test_odd_names_from_the_folder_to_a_prompt(here, tmp_path):
     """Dollar signs are formulas to matplotlib, plus signs operators to a regular expression."""
-    folder = fill(tmp_path / "my own", ("007", "$5 or $x$", "c++"))
+    folder = fill(tmp_path / "my own", ("007", "$5 or $x$", "c++", "None"))
     script = ["a1_cond.py", "--dataset", "my own"]
     here([*script, *SMALL.split()], tmp_path)
     assert "complete" in here([*script, *SMALL.split()], tmp_path).stderr
@@ -175,7 +251,7 @@ def test_odd_names_from_the_folder_to_a_prompt(here, tmp_path):
     with np.load(images / "samples.npz") as table:
         for label, name in enumerate(config_of(folder).classes):
             assert all(name in prompt for prompt in table["prompts"][table["labels"] == label])
-    for prompt in ("a c++", "$5 or $x$, drawn in seconds", "007"):
+    for prompt in ("a c++", "$5 or $x$, drawn in seconds", "007", "none"):
         done = here([*script, "--n", "1", "--prompt", prompt], tmp_path)
         assert (tmp_path / done.stdout.strip()).exists()
         if prompt == "$5 or $x$, drawn in seconds":

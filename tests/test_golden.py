@@ -55,7 +55,7 @@ def differences(folder: Path, script: str, steps: int) -> list[str]:
     """What of this script's run in folder is not as it was."""
     run, found = folder / "results" / "mnist" / script, {}
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    for name in {"model", "ema", "discriminator"} & {*checkpoint}:
+    for name in {"model", "discriminator"} & {*checkpoint}:
         found[name] = crc32_of(checkpoint[name])
     with np.load(run / "images" / "samples.npz") as table:
         images, kinds, scales = (table[name] for name in ("images", "kind", "scale"))

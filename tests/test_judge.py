@@ -59,13 +59,16 @@ def test_it_is_never_used_for_other_classes_and_damage_is_one_line(config):
 
 def test_of_mnist_it_learns_no_embedded_digit(monkeypatch):
     (pixels, labels), (others, theirs) = (embedded_mnist(split) for split in EMBEDDED)
-    both = torch.cat([pixels, others[::125]]), torch.cat([labels, theirs[::125]]), "mnist"
+    both = torch.cat([pixels, others[::125]]), torch.cat([labels, theirs[::125]]), "mnist"  # + 40
     monkeypatch.setattr(judge, "load_dataset", lambda *_: both)
-    found, _ = judge.training_images(DataConfig())
-    assert torch.equal(found, others[::125])
+    learned, chosen = (judge.real_images(DataConfig(), choices=x)[0] for x in (False, True))
+    assert torch.equal(chosen, others[::1000]) and len(learned) == 35, "every eighth is for choices"
+    assert {*map(bytes, learned.numpy())} == {*map(bytes, others[::125].numpy())} - {
+        *map(bytes, chosen.numpy())
+    }
     monkeypatch.setattr(judge, "load_dataset", lambda *_: (pixels, labels, "embedded"))
     with pytest.raises(UserError, match="MNIST's own files"):
-        judge.training_images(DataConfig())
+        judge.real_images(DataConfig())
 
 
 def test_its_command_overwrites_nothing(config, tmp_path):

@@ -82,11 +82,31 @@ def test_a_curve_that_is_open_in_a_spreadsheet_does_not_stop_the_training(
         return true_replace(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     done = here(UNCOND, tmp_path)
     (line,) = (x for x in done.stderr.splitlines() if "loss.csv" in x)
     assert "Permission denied" in line and "training continues" in line
     samples = [(run_folder(x, "a0_uncond") / SAMPLES).read_bytes() for x in (tmp_path, small)]
     assert samples[0] == samples[1]
+
+
+def test_a_rename_that_is_refused_is_tried_again_for_some_seconds(tmp_path, monkeypatch):
+    """On Windows, while another program has the file open."""
+    waits, path, true_replace = [], tmp_path / "loss.csv", Path.replace
+
+    def replace(old, new):
+        if len(waits) < 3:
+            raise PermissionError(13, "Permission denied")
+        return true_replace(old, new)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    files.save_table(path, [{"step": 1}])
+    assert (
+        path.read_text() == "step\n1\n"
+        and 2 < sum(waits) < 5
+        and contents(tmp_path).keys() == {path.name}
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(here, tmp_path):
@@ -131,10 +151,10 @@ DAMAGE = {  # what is done to last.pt -> words of the line
     "code": (bytes_of(lambda x: pickle.dumps(Evil())), ""),
     "code in an archive": (lambda path: torch.save({"config": Evil()}, path), ""),
     "an earlier version": (edited(losses=None), "earlier version"),
-    "no weights": (edited(ema=None), "'ema'"),
+    "no weights": (edited(model=None), "'model'"),
     "no step": (edited(step=None), "'step'"),
     "no config": (edited(config=None), "'config'"),
-    "another network": (edited(ema={"inp.weight": torch.zeros(3)}), ""),
+    "another network": (edited(model={"inp.weight": torch.zeros(3)}), ""),
 }
 
 
@@ -221,4 +241,4 @@ def test_every_text_file_of_ours_is_utf_8():
 def test_without_a_network_each_replacement_is_said_in_one_line(here, tmp_path):
     lines = here(f"a2_clip.py {SMALL}", tmp_path).stderr.splitlines()
     assert len(lines) == 2 and lines[0].startswith("CLIP: ") and "tiny CLIP" in lines[0]
-    assert lines[1].startswith("MNIST: ") and "5,000 embedded digits" in lines[1]
+    assert lines[1].startswith("MNIST: ") and "20,000 embedded digits" in lines[1]

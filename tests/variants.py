@@ -1,0 +1,86 @@
+"""Scripts with one thing changed: variants for the study, trials of each family's choices.
+
+A variant is a script's text with replacements. What is tried stands here, what it gave in
+docs/results/trials.csv: python tests/study.py trials measures, against real digits that no
+published number uses.
+"""
+
+EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14
+    "return F.mse_loss(model(x_t, t), v)": "return F.mse_loss(model(x_t, t), eps)",
+    "x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4":
+        "x0_hat = (x_t - (1 - a).sqrt() * v) / a.sqrt().clamp(min=1e-4)",
+}  # fmt: skip
+
+
+GAN, VAE = "cgan", "cvae"
+
+
+def flag(name: str, old: str, new: str) -> dict[str, str]:
+    """Another default of a field, such as lr: float = 3e-4."""
+    return {f"    {name} = {old}  #": f"    {name} = {new}  #"}
+
+
+# As long as a4 trains: images per second of each script stand in docs/results/performance.csv.
+LONG, SHORT = flag("train_steps: int", "4000", "5400"), flag("train_steps: int", "4600", "3200")
+MUON = {
+    "torch.optim.Adam(model.parameters(), **adam)":
+        "common.Muon(model.parameters(), config.lr, 0.005)",
+    'group["lr"] = config.lr * min(': 'group["lr"] = group.get("peak", config.lr) * min(',
+}  # fmt: skip
+STYLE = {  # z modulates every block, as the text does
+    "        self.finer = nn.Conv2d(c2, c1, 1)\n        self.up1 = ResBlock(c1, c1, width)":
+        "        self.style = nn.Linear(config.z, width)\n"
+        "        self.finer = nn.Conv2d(c2, c1, 1)\n        self.up1 = ResBlock(c1, c1, width)",
+    "condition = F.silu(self.text(text))": "condition = F.silu(self.text(text) + self.style(z))",
+}  # fmt: skip
+DEEPER = {  # one more convolution in the discriminator, at 14 x 14
+    "            nn.Conv2d(c1, c2, 3, stride=2, padding=1), nn.LeakyReLU(0.2),  # (B, c2, 7, 7)":
+        "            nn.Conv2d(c1, c1, 3, padding=1), nn.LeakyReLU(0.2),\n"
+        "            nn.Conv2d(c1, c2, 3, stride=2, padding=1), nn.LeakyReLU(0.2),",
+}  # fmt: skip
+TEXT = {  # the discriminator's convolutions see the text as well
+    "            nn.Conv2d(config.patch**2, c1, 3,":
+        "            nn.Conv2d(config.patch**2 + 16, c1, 3,",
+    "            nn.PixelUnshuffle(config.patch),\n": "",
+    "        self.score = TextProjection(text_dim, 2 * c2)\n":
+        "        self.score = TextProjection(text_dim, 2 * c2)\n"
+        "        self.read = nn.Linear(text_dim, 16)\n",
+    "        return self.score(self.features(x), text)":
+        "        said = self.read((text - self.score.text_mean) / self.score.text_std)\n"
+        "        said = said[:, :, None, None].expand(-1, -1, 14, 14)\n"
+        "        x = torch.cat([F.pixel_unshuffle(x, 2), said], 1)\n"
+        "        return self.score(self.features(x), text)",
+}  # fmt: skip
+WARM_UP = {"loss = reconstruction + config.beta * kl":
+           "loss = reconstruction + config.beta * min(1, step / 1000) * kl"}  # fmt: skip
+SLOWER = flag("lr: float", "5e-3", "2.5e-3") | flag("muon_lr: float", "0.02", "0.01")
+
+# name -> the script, and what is replaced in its text
+VARIANTS = {
+    "a0_eps": ("a0_uncond", EPS),
+    "cgan_long": (GAN, LONG),
+    "cgan_lr6": (GAN, LONG | flag("lr: float", "3e-4", "6e-4")),
+    "cgan_lr10": (GAN, LONG | flag("lr: float", "3e-4", "1e-3")),
+    "cgan_gamma1": (GAN, LONG | flag("gamma: float", "3.0", "1.0")),
+    "cgan_gamma10": (GAN, LONG | flag("gamma: float", "3.0", "10.0")),
+    "cgan_last": (GAN, LONG | flag("ema_decay: float", "0.999", "0.0")),
+    "cgan_ema9995": (GAN, LONG | flag("ema_decay: float", "0.999", "0.9995")),
+    "cgan_batch64": (GAN, flag("train_steps: int", "4000", "2700")
+                     | flag("batch_size: int", "32", "64") | flag("lr: float", "3e-4", "6e-4")),
+    "cgan_muon": (GAN, LONG | MUON),
+    "cgan_style": (GAN, LONG | STYLE),
+    "cgan_deeper": (GAN, LONG | DEEPER),
+    "cgan_text": (GAN, LONG | TEXT),
+    "cvae_short": (VAE, SHORT),
+    "cvae_beta1": (VAE, SHORT | flag("beta: float", "2.0", "1.0")),
+    "cvae_beta15": (VAE, SHORT | flag("beta: float", "2.0", "1.5")),
+    "cvae_beta4": (VAE, SHORT | flag("beta: float", "2.0", "4.0")),
+    "cvae_z16": (VAE, SHORT | flag("z: int", "32", "16")),
+    "cvae_z64": (VAE, SHORT | flag("z: int", "32", "64")),
+    "cvae_z64_beta1": (VAE, SHORT | flag("z: int", "32", "64") | flag("beta: float", "2.0", "1.0")),
+    "cvae_slower": (VAE, SHORT | SLOWER),
+    "cvae_warm_up": (VAE, SHORT | WARM_UP),
+    "cvae_batch32": (VAE, flag("train_steps: int", "4600", "6400")
+                     | flag("batch_size: int", "64", "32")),
+}  # fmt: skip
+TRIALS = {family: tuple(x for x in VARIANTS if x.startswith(family)) for family in (GAN, VAE)}

@@ -37,10 +37,9 @@ class Captions:
         states = attributes.states(config, values, self.chosen)
         self.labels, self.states = labels, torch.from_numpy(states).to(labels.device)
         self.words = [tuple(pair) for pair in self.chosen.values()]
-        # Each attribute word that fits an image triples the chance to draw it, and is mentioned
-        # with probability 2/3. So captions without words show all images equally often, and a word
-        # goes with each state of the other attribute as often as in the data. Images of HELD_OUT
-        # are drawn five times: twice for each word, once for none.
+        # Each word that fits an image triples the chance to draw it, and is mentioned with
+        # probability 2/3. So captions without words show all images equally often, and a word goes
+        # with each state of the other attribute as often as in the data, if HELD_OUT counts five.
         turns = 3 ** (self.states != 0).sum(1)
         self.held_out = (self.states == self.states.new_tensor(HELD_OUT[: len(self.words)])).all(1)
         self.held_out &= len(self.words) == len(HELD_OUT)

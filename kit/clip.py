@@ -56,7 +56,7 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 class Clip:
     """A CLIP with name, crc32 (of its file) and dim. Encoders return float32 rows of length 1."""
 
-    def __init__(self, name: str, path: Path, device: torch.device, data_dir: Path):
+    def __init__(self, name: str, path: Path, device, data_dir: Path, words: int = 0):
         remedy = "it is damaged or not a CLIP checkpoint; choose another with --clip"
         with reading(path, remedy), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated
@@ -69,13 +69,13 @@ class Clip:
             self.model = clip_module("model").build_model(state).float().to(device)
             self.crc32 = zlib.crc32(path.read_bytes())
         self.name, self.device, self.dim = name, device, self.model.text_projection.shape[1]
-        self.memory, self.known = files.memory(data_dir), {}
+        self.memory, self.known, self.words = files.memory(data_dir), {}, words
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """-> (n, dim). Each distinct text is encoded once. UserError for more than 77 tokens."""
+        """-> (n, dim), see read_texts(). UserError for more than 77 tokens."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         read = self.memory.cache(read_texts, ignore=["clip"]) if len(new) > MANY else read_texts
-        self.known |= zip(new, torch.from_numpy(read(self, self.crc32, new)))
+        self.known |= zip(new, torch.from_numpy(read(self, self.crc32, new, self.words)))
         return torch.stack([self.known[text] for text in texts]).to(self.device)
 
     @torch.no_grad()
@@ -87,14 +87,18 @@ class Clip:
 
 
 @torch.no_grad()
-def read_texts(clip: Clip, crc32: int, texts: list[str]) -> np.ndarray:
-    """-> (n, dim). One by one, so that no vector depends on other texts. crc32: for the cache."""
-    vectors = torch.zeros(len(texts), clip.dim)
+def read_texts(clip: Clip, crc32: int, texts: list[str], words: int) -> np.ndarray:
+    """-> (n, dim); with words (n, 1 + words, dim): and the last layer's tokens. crc32: a key."""
+    vectors, seen = torch.zeros(len(texts), 1 + words, clip.dim), []
+    hook = clip.model.ln_final.register_forward_hook(lambda *args: seen.append(args[-1]))
     bar = progress(texts, "encoding texts", unit="text", leave=False)
-    for vector, text in zip(vectors, bar):
+    for vector, text in zip(vectors, bar):  # one by one: no vector depends on other texts
         tokens = tokenize([readable(text)]).to(clip.device)
-        vector[:] = F.normalize(clip.model.encode_text(tokens), dim=-1)[0]
-    return vectors.numpy()
+        vector[0] = F.normalize(clip.model.encode_text(tokens), dim=-1)[0]
+        n = min(words, int(tokens.argmax()))  # to END, whose id is the highest; beyond it all is 0
+        vector[1 : 1 + n] = seen.pop()[0, 1 : 1 + n]
+    hook.remove()
+    return (vectors if words else vectors[:, 0]).numpy()
 
 
 def clip_pixels(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -113,14 +117,14 @@ def tiny_path(config) -> Path:
     return config.data_dir / "tiny_clip" / f"{config.name}_{key:08x}.pt"
 
 
-def load_clip(config, device: torch.device) -> Clip:
+def load_clip(config, device: torch.device, words: int = 0) -> Clip:
     """The CLIP that --clip names; auto: ViT-B/32, or tiny if that is unavailable."""
     name, path = config.clip, Path(config.clip)
     if name in ("auto", "ViT-B/32"):
         try:
             path = Path.home() / ".cache" / "clip" / "ViT-B-32.pt"  # as OpenAI's package does
             path = files.download(VIT, path, VIT.split("/")[-2])
-            return Clip("ViT-B/32", path, device, config.data_dir)
+            return Clip("ViT-B/32", path, device, config.data_dir, words)
         except (UserError, RuntimeError) as error:  # this account may have no home folder
             if name == "ViT-B/32":
                 raise
@@ -128,10 +132,9 @@ def load_clip(config, device: torch.device) -> Clip:
             name = "tiny"
     path = tiny_path(config) if name == "tiny" else path
     if not path.is_file():
-        first = f"train it (3 minutes): python -m kit.tiny_clip --dataset {config.dataset}"
-        first += ", with the same --classes, --emnist-split and --data-dir"
+        first = f"python -m kit.tiny_clip --dataset {config.dataset} and the same flags trains it"
         raise UserError(f"--clip: {path} is missing{f'; {first}' if name == 'tiny' else ''}")
-    clip = Clip(name, path, device, config.data_dir)
+    clip = Clip(name, path, device, config.data_dir, words)
     if clip.learned and [*clip.learned[1]] != [*config.classes]:
         raise UserError(f"{path} was trained for other classes: {', '.join(clip.learned[1][:5])}")
     return clip

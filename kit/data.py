@@ -122,7 +122,7 @@ def quickdraw(config) -> list[np.ndarray]:
         if not path.exists():
             path = path.with_name(f"{name}_{config.per_class}.npy")
         if not path.exists():
-            say(f"QuickDraw: downloading {name}")
+            say(f"QuickDraw: downloading {name}, of assets/quickdraw_categories.txt")
             with network(url), urllib.request.urlopen(url, timeout=PATIENCE) as answer:
                 np.lib.format.read_magic(answer)
                 (rows, *_), _, dtype = np.lib.format.read_array_header_1_0(answer)

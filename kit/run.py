@@ -43,8 +43,6 @@ class Run:
             with reading(self.last, RETRAIN):
                 self.checkpoint = files.load_tensors(self.last)
                 self.saved, self.step = self.checkpoint["config"], self.checkpoint["step"]
-                if "losses" not in self.checkpoint:
-                    raise UserError(f"{self.folder} is of an earlier version: --fresh trains anew")
                 self.rows = self.checkpoint["losses"]
         if not self.step and config.prompt is not None:
             first = f"first: python {config.script}.py --dataset {config.dataset}"

@@ -106,10 +106,9 @@ def load_samples(path: Path) -> dict[str, np.ndarray]:
 def performance(run: Run, scale: float, speed: float) -> dict:
     """A row of performance.csv: the costs of training and sampling."""
     steps = np.diff([0, *(row["step"] for row in run.rows)])  # interruptions do not count
-    images, on_gpu = steps * run.config.batch_size, run.device.type == "cuda"
+    images, memory = steps * run.config.batch_size, torch.cuda.max_memory_allocated() // 10**6
     seconds = sum(images / [row["images_per_second"] for row in run.rows])
-    memory = round(torch.cuda.max_memory_allocated() / 1e6) if on_gpu else None
     row = {"parameters": run.saved["parameters"], "train_seconds": round(seconds, 1)}
     row |= {"train_images_per_second": round(sum(images) / seconds, 1), "scale": scale}
     row |= {"sample_images_per_second": round(float(speed), 1), "device": str(run.device)}
-    return row | {"sample_steps": run.config.sample_steps, "peak_memory_mb": memory}
+    return row | {"sample_steps": run.config.sample_steps, "peak_memory_mb": memory or None}

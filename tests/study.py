@@ -151,7 +151,7 @@ class Task:
 
     def run(self) -> None:
         """Train and sample, or resume; a run of other settings or code starts over."""
-        key, env = self.key(), os.environ | {"PYTHONPATH": str(ROOT)}
+        key, env = self.key(), os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         if self.study.embedded:
             env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         if self.folder.exists() and not (self.noted.exists() and self.noted.read_text() == key):

@@ -55,9 +55,36 @@ WARM_UP = {"loss = reconstruction + config.beta * kl":
            "loss = reconstruction + config.beta * min(1, step / 1000) * kl"}  # fmt: skip
 SLOWER = flag("lr: float", "5e-3", "2.5e-3") | flag("muon_lr: float", "0.02", "0.01")
 
+IMPORT = {"import common  # a file of this repository; it needs the folder kit/ beside it":
+          "import common\nimport controls"}  # fmt: skip
+NOISY = IMPORT | {
+    "encode_text(captions.sentences)": "encode_text(controls.noisy(captions.sentences))",
+    "        text = texts[captions.find(i, mentioned)]":
+        "        shift = controls.shift(len(i), len(captions.sentences))\n"
+        "        text = texts[captions.find(i, mentioned) + shift]",
+}  # fmt: skip
+STATIC = IMPORT | {"common.load_clip(config, run.device)": "controls.Static()"}
+NO_PAIR = {  # the images of the held-out pair are not trained on at all
+    "    captions = run.captions(images, labels)":
+        "    import kit.captions\n    kit.captions.HELD_OUT_TURNS = 0\n"
+        "    captions = run.captions(images, labels)",
+}  # fmt: skip
+NULL = {  # every tenth caption is dropped, of each image equally often: no bias towards words
+    "drop = (torch.rand(len(i), device=run.device) < config.p_uncond) & (mentioned == 0).all(1)":
+        "turns = 3 ** (captions.states[i] != 0).sum(1)\n"
+        "        turns[captions.held_out[i]] = 5\n"
+        "        drop = torch.rand(len(i), device=run.device) < 0.36 / turns",
+}  # fmt: skip
+
 # name -> the script, and what is replaced in its text
 VARIANTS = {
     "a0_eps": ("a0_uncond", EPS),
+    "a1_noisy": ("a1_cond", NOISY),
+    "a2_noisy": ("a2_clip", NOISY),
+    "a2_static": ("a2_clip", STATIC),
+    "a2_static_noisy": ("a2_clip", STATIC | NOISY),
+    "a4_no_pair": ("a4_full", NO_PAIR),
+    "a4_null": ("a4_full", NULL),
     "cgan_long": (GAN, LONG),
     "cgan_lr6": (GAN, LONG | flag("lr: float", "3e-4", "6e-4")),
     "cgan_lr10": (GAN, LONG | flag("lr: float", "3e-4", "1e-3")),

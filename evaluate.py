@@ -70,8 +70,9 @@ def find_runs(config: Config) -> dict[Path, dict]:
             say(f"left out: {folder}, which learned other classes than {next(iter(found))}")
         else:
             found[folder] = run
-    hidden = [*config.out.glob(name), *config.out.glob(f"{name}/[!.]*")]
-    hidden = [f"{x} may not be read" for x in hidden if not os.access(x, os.R_OK | os.X_OK)]
+    hidden = [path for x in (name, f"*/{name}", f"{name}/[!.]*") for path in config.out.glob(x)]
+    hidden = [x for x in hidden if x.is_dir() and not os.access(x, os.R_OK | os.X_OK)]
+    hidden = [f"{folder} may not be read" for folder in hidden]
     if hidden:
         say(f"left out: {', '.join(hidden)}")
     names = [folder.name for folder in found]
@@ -108,6 +109,7 @@ def is_measured(folder: Path, config: Config) -> bool:
     samples, known = (zlib.crc32(x.read_bytes()) for x in (folder / "images/samples.npz", network))
     wanted = str(samples), f"{known:08x}", config.extractor
     same = (*row[["samples_crc32", "judge_crc32", "extractor"]],) == wanted
+    same = same and {*TABLES["fid_scores"].split()} <= {*row.index}  # measured by this version
     return same and config.clip in ("auto", row["text_encoder"])
 
 

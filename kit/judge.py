@@ -2,7 +2,7 @@
 
 It has no part in what it measures: it is trained on real images alone, and of MNIST neither on the
 embedded digits, on which models are trained, nor on those for choices: see real_images(). It reads
-99.58 % of MNIST's test digits right after
+99.46 % of the embedded test digits right after
     python -m kit.judge --dataset mnist --train-steps 6000 --out my_judge.pt
 """
 
@@ -106,7 +106,7 @@ def real_images(config, choices: bool = False) -> tuple[torch.Tensor, torch.Tens
     """The training split, of MNIST without the embedded digits -> pixels, labels.
 
     Of MNIST's other digits every eighth is for choices alone: hyperparameters are chosen by them,
-    no network learns from them, and no published number is measured with them.
+    the judge never learns from them, and no published number is measured with them.
     """
     pixels, labels, source = load_dataset(config)
     if source == "embedded":

@@ -28,7 +28,7 @@ FEW = {name: QUALITY[name] for name in ("FID", "coverage")} | NO_FID
 RIGHT = {name: NO_FID[name] for name in ("right", HELD_OUT)}
 RIGHT |= {"CLIP similarity": ("clip_similarity", "{:.3f}")}
 RIGHT |= {"wrong prompts": ("with_wrong_prompts", "{:.3f}")}
-CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
+CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("eta0", "steps6", "steps50"), "a4_full")
 CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
 diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
 right, held-out phrasings=未见过的句式|CLIP similarity=CLIP 相似度|wrong prompts=错误提示词|

@@ -68,6 +68,21 @@ STUDIES = {
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
+    "ladder_trials": Study(
+        (
+            "a1_cond",
+            "a1_noisy",
+            "a2_clip",
+            "a2_noisy",
+            "a2_static",
+            "a2_static_noisy",
+            "a4_full",
+            "a4_words",
+            "a4_no_pair",
+            "a4_null",
+        ),
+        choices=True,
+    ),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study((VAE, *TRIALS[VAE]), (0,), choices=True),
     "vae_0.85": Study(
@@ -122,12 +137,16 @@ class Task:
         if self.script not in VARIANTS:
             return ROOT / f"{self.script}.py"
         script, changes = VARIANTS[self.script]
+        path = PLACE / f"{self.script}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(changes, str):  # a patch
+            line = ["patch", "-s", "-o", path, ROOT / f"{script}.py", ROOT / "tests" / changes]
+            subprocess.run(line, check=True)
+            return path
         text = (ROOT / f"{script}.py").read_text(encoding="utf-8")
         for old, new in changes.items():
             assert text.count(old) == 1, old
             text = text.replace(old, new)
-        path = PLACE / f"{self.script}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
 

@@ -1,24 +1,30 @@
-"""CLIP: OpenAI's formats and download, the package it needs, and what the encoder remembers."""
+"""CLIP: OpenAI's formats and download, the package it needs; the tiny one's training."""
 
 import hashlib
 import importlib
 import sys
 import types
+from functools import partial
 
+import numpy as np
 import packaging.version
 import pytest
 import torch
 from conftest import CPU, contents, data_args, save_openai_clip
+from test_attributes import with_states
 
 import common
 from kit import clip as ours
+from kit import tiny_clip, words
+from kit.attributes import thickness
+from kit.data import embedded_mnist, to_images
 from kit.files import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and says so at length
 
 
-def load(name, **others):
-    return common.load_clip(data_args(clip=str(name), **others), CPU)
+def load(name):
+    return common.load_clip(data_args(clip=str(name)), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +51,26 @@ def no_clip(monkeypatch):
     ours.clip_module.cache_clear()
 
 
-def test_jit_archive_and_state_dict_are_the_same_model(files):
-    texts, images = ["a seven", "the number 3"], torch.rand(2, 1, 28, 28) * 2 - 1
-    jit, state = load(files / "jit.pt"), load(files / "state.pt")
-    assert jit.dim == 32 and jit.encode_text(texts).dtype == torch.float32
-    for rows in ("encode_text", texts), ("encode_image", images):
-        one, other = (getattr(clip, rows[0])(rows[1]) for clip in (jit, state))
-        assert (one - other).abs().max() < 1e-5 and (one[0] - one[1]).abs().max() > 1e-3
-        assert (one.norm(dim=1) - 1).abs().max() < 1e-5
-    assert type(jit.model) is type(state.model) is ours.clip_module("model").CLIP
-    for side, expected in ((1, [1.9303, 2.0749, 2.1459]), (-1, [-1.7923, -1.7521, -1.4802])):
-        pixels = ours.clip_pixels(torch.full((1, 1, 28, 28), float(side)), 32)
-        assert pixels.shape == (1, 3, 32, 32), "white and black as OpenAI's transform makes them"
-        assert pixels[0, :, 5, 5].tolist() == pytest.approx(expected, abs=1e-3)
-
-
 def test_vectors_and_tokens_are_those_of_openais_own_package(files, no_clip):
+    """Of a JIT archive as of a state dict, whatever other texts are read."""
     texts = "a seven|the number 3, handwritten!|画 a 7|don't|it's  a\tfish|c++ & $x$".split("|")
-    package, mine = importlib.import_module("clip"), load(files / "state.pt")
+    package, images = importlib.import_module("clip"), torch.rand(2, 1, 28, 28) * 2 - 1
     for some in (texts, ["seven " * 75]):
         assert torch.equal(ours.tokenize(some), package.tokenize(some).long())
     theirs, _ = package.load(str(files / "state.pt"), device="cpu")
     with torch.no_grad():
-        vectors = torch.nn.functional.normalize(theirs.encode_text(package.tokenize(texts)), dim=1)
-    assert (mine.encode_text(texts) - vectors).abs().max() < 1e-5
+        vectors = theirs.encode_text(package.tokenize(texts))
+        seen = theirs.encode_image(ours.clip_pixels(images, 32))
+    normal = partial(torch.nn.functional.normalize, dim=1)
+    for name in ("jit.pt", "state.pt"):
+        mine = load(files / name)
+        assert mine.dim == 32 and mine.encode_text(texts).dtype == torch.float32
+        assert (mine.encode_text(texts) - normal(vectors)).abs().max() < 1e-5
+        assert (mine.encode_image(images) - normal(seen)).abs().max() < 1e-5
+    for side, expected in ((1, [1.9303, 2.0749, 2.1459]), (-1, [-1.7923, -1.7521, -1.4802])):
+        pixels = ours.clip_pixels(torch.full((1, 1, 28, 28), float(side)), 32)
+        assert pixels.shape == (1, 3, 32, 32), "white and black as OpenAI's transform makes them"
+        assert pixels[0, :, 5, 5].tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_neither_torchvision_nor_pkg_resources_is_needed(no_clip, monkeypatch):
@@ -82,8 +84,8 @@ def test_neither_torchvision_nor_pkg_resources_is_needed(no_clip, monkeypatch):
 
 def test_what_is_read_of_a_text(files):
     """Apostrophes and full-width signs do not change a word; more than 77 tokens are one line."""
-    for text in ("the 'seven", "the ‘seven", "the ’seven"):
-        assert torch.equal(ours.tokenize([text]), ours.tokenize(["the seven"])), text
+    marked, plain = ours.tokenize(["the 'seven", "the ‘seven", "the ’seven", "the seven"]).split(3)
+    assert (marked == plain).all()
     assert not torch.equal(ours.tokenize(["child's"]), ours.tokenize(["childs"]))
     encoder = load(files / "state.pt")
     assert torch.equal(encoder.encode_text(["画ｓｅｖｅｎ"]), encoder.encode_text(["画 seven"]))
@@ -92,16 +94,13 @@ def test_what_is_read_of_a_text(files):
         encoder.encode_text(["seven " * 76])
 
 
-@pytest.mark.parametrize("fault", ["cut", "damaged inside", "a text", "a tensor", "missing"])
+@pytest.mark.parametrize("fault", ["cut", "damaged inside", "a text"])
 def test_a_file_that_is_no_clip_is_one_line(files, tmp_path, fault):
     content, path = bytearray((files / "jit.pt").read_bytes()), tmp_path / "my.pt"
-    if fault in ("cut", "damaged inside"):  # torch.jit.load() compares no checksums
-        content[len(content) // 2] ^= 255
-        path.write_bytes(content[: len(content) // 2 if fault == "cut" else None])
-    elif fault == "a text":
-        path.write_text("version https://git-lfs.github.com/spec/v1")
-    elif fault == "a tensor":
-        torch.save({"weight": torch.zeros(3)}, path)
+    half = len(content) // 2
+    content[half] ^= 255  # torch.jit.load() compares no checksums
+    lfs = b"version https://git-lfs.github.com/spec/v1"
+    path.write_bytes({"cut": content[:half], "damaged inside": content, "a text": lfs}[fault])
     before = contents(tmp_path)
     with pytest.raises(UserError, match="my.pt"):
         load(path)
@@ -157,3 +156,68 @@ def test_what_is_not_openais_file_is_one_line_and_auto_takes_tiny(host, files, c
     with pytest.raises(UserError):
         load("ViT-B/32")
     assert contents(host.cached.parents[2]) == before, "nothing wrong is kept, nothing overwritten"
+
+
+# ── The tiny CLIP ──
+
+
+def test_the_one_in_the_repository_reads_digits_and_phrasings_it_never_saw():
+    """Zero-shot as in CLIP Sec. 3.1: a class is the mean of its training phrasings."""
+    shipped, config = common.load_clip(data_args(), CPU), data_args()
+    groups = words.phrasings(config, words.TRAIN_TEMPLATES)
+    classes = torch.stack([shipped.encode_text(group).mean(0) for group in groups])  # (10, dim)
+    pixels, labels = embedded_mnist("test")
+    images = shipped.encode_image(to_images(pixels[::5]))
+    right = (images @ classes.T).argmax(1) == labels[::5]
+    assert len(right) == 1000 and right.float().mean() >= 0.98
+    groups = words.phrasings(config, words.HELDOUT_TEMPLATES)
+    read = torch.stack([(shipped.encode_text(group) @ classes.T).argmax(1) for group in groups])
+    right = read == torch.arange(10)[:, None]
+    assert right.numel() == 240 and right.float().mean() >= 0.98
+    asked = "7|Seven!|SEVEN|‘seven’|the 'seven'|画一个７|a thick seven leaning left".split("|")
+    assert ((shipped.encode_text(asked) @ classes.T).argmax(1) == 7).all()
+    sevens = pixels[labels == 7]
+    order = torch.from_numpy(thickness(sevens.numpy())).argsort()
+    images = shipped.encode_image(to_images(sevens[torch.cat([order[:50], order[-50:]])]))
+    thin, thick = (images @ shipped.encode_text(["a thin seven", "a thick seven"]).T).unbind(1)
+    assert ((thick > thin) == (torch.arange(100) >= 50)).float().mean() > 0.9
+
+
+def test_noise_says_nothing_that_is_known(monkeypatch):
+    torch.manual_seed(0)
+    captions = with_states(data_args(), torch.randint(-1, 2, (400, 2)), monkeypatch)
+    vocabulary = tiny_clip.vocabulary_of(data_args(), captions)
+    name, thick, left = map(ours.tokenizer().encode, ("seven", "thick", "leaning left"))
+    first = []
+    for _ in range(200):
+        row = tiny_clip.noisy_caption(name, [thick, left], vocabulary).tolist()
+        said = [token for token in row if token in vocabulary.known]
+        assert sorted(said) == sorted(name + thick + left), "and nothing else that means something"
+        assert any(row[i : i + 2] == left for i in range(77)), "two words stay together"
+        first.append(row.index(thick[0]) < row.index(name[0]))
+    assert 60 < sum(first) < 140, "words and class in any order"
+
+
+def test_it_is_trained_for_other_classes_once_and_used_for_no_others(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "quickdraw").mkdir(parents=True)
+    for k, name in enumerate(("cat", "ice cream")):
+        images = np.random.default_rng(k).integers(0, 2, (60, 784), np.uint8) * 255
+        images[:, : 200 + 90 * k] = 0
+        np.save(tmp_path / "data" / "quickdraw" / f"{name}.npy", images)
+    flags = "--dataset quickdraw --per-class 60 --train-steps 2 --classes cat".split()
+    config_of = partial(data_args, "quickdraw", per_class=60, data_dir=tmp_path / "data")
+    pets = config_of(("cat", "ice cream"))
+    with pytest.raises(UserError, match="python -m kit.tiny_clip --dataset quickdraw"):
+        common.load_clip(pets, CPU)
+    tiny_clip.main([*flags, "ice cream"])
+    made = tmp_path / capfd.readouterr().out.strip()
+    assert made.is_relative_to(tmp_path / "data") and made.stat().st_size < 8e6
+    loaded = common.load_clip(pets, CPU)
+    assert (loaded.name, loaded.dim) == ("tiny", 64)
+    assert loaded.encode_text(["a cat", "an ice cream"]).isfinite().all()
+    for config in (config_of(("cat", "owl"), clip=str(made)), data_args(clip=str(made))):
+        with pytest.raises(UserError, match="other classes: cat, ice cream"):
+            common.load_clip(config, CPU)
+    with pytest.raises(UserError, match="exists"):
+        tiny_clip.main([*flags, "ice cream"])

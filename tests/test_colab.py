@@ -30,8 +30,7 @@ def test_notebooks_are_fresh_and_one_for_each_model():
     assert {*NOTEBOOKS} == {*build.MODELS, "compare"} >= {"a0_uncond", "a4_full", "cgan", "cvae"}
     assert {path.stem for path in (ROOT / "colab").glob("*.ipynb")} == {*NOTEBOOKS}
     for path, text in build.build().items():
-        same = path.read_text(encoding="utf-8") == text
-        assert same, f"{path.name} is not fresh: python colab/build.py"
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: python colab/build.py"
 
 
 @pytest.mark.parametrize("name", build.MODELS)
@@ -44,17 +43,15 @@ def test_a_notebook_holds_all_of_its_script_under_its_headings(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_plumbing_is_folded_and_only_the_modules_that_are_loaded(name):
+def test_a_notebook_writes_the_modules_that_it_loads_and_no_others(name):
     written, others = {}, []
     for cell in NOTEBOOKS[name].cells:
         if cell.source.startswith("%%writefile "):
-            assert cell.metadata["jupyter"] == {"source_hidden": True}
             first, text = cell.source.split("\n", 1)
             written[first.split()[1]] = text
             assert text == (ROOT / first.split()[1]).read_text(encoding="utf-8")
         else:
             others += [cell.source] * (cell.cell_type == "code")
-    assert not re.search(r"(?m)^%%|meta_path|get_ipython|importlib", "\n".join(others))
     scripts = [f"{x}.py" for x in (*build.MODELS, "compare")] if name == "compare" else []
     needed = {*build.loaded(scripts or [f"{name}.py"])} - {f"{name}.py"} | {*scripts}
     needed |= {"kit/tiny_clip.py"} if "    clip: " in "".join(others) else set()

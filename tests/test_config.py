@@ -1,11 +1,9 @@
 """Flags: what is accepted, what is refused in one line, and what --help says."""
 
-import ast
 import importlib
 import random
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,26 +18,19 @@ WRONG = {  # flags -> words of the one line
     "--lr nan": ("--lr nan", "finite"),
     "--eta -1": ("--eta -1", "not negative"),
     "--scales 1 nan": ("--scales nan",),
-    "--scales": ("--scales",),
     "--scales 1,2": ("--scales", "1,2"),
     "--train-steps 0": ("--train-steps 0", "at least 1"),
-    "--train-steps 2.5": ("--train-steps", "2.5"),
-    "--batch-size 0": ("--batch-size 0",),
     "--n 0 --prompt 7": ("--n 0",),
     "--widths 8": ("--widths",),
-    "--patch 3": ("--patch", "3"),
     "--interval 700 350": ("--interval", "lower"),
     "--promt 7": ("--promt", "--help"),
     "--device cuda:9": ("--device cuda:9",),
-    "--device banana": ("--device banana",),
     "--dataset nowhere": ("nowhere", "mnist, emnist, quickdraw"),
-    "--dataset quickdraw --classes cat dogg": ("dogg", "dog"),
+    "--dataset quickdraw --classes cat cat": ("--classes", "two different"),
     "--classes cat dog": ("--classes", "zero"),
     "--clip nowhere.pt": ("--clip", "nowhere.pt"),
     "--clip ViT-B/32": ("openaipublic.azureedge.net",),
-    "--gamma 1": ("--gamma", "--help"),
     "--prompt=": ("--prompt", "readable"),
-    "--prompt": ("--prompt",),
 }
 
 
@@ -55,15 +46,6 @@ def test_a_wrong_flag_typed_in_a_terminal_is_one_line_and_exit_code_1(cli, tmp_p
     done = cli("a1_cond.py --train-steps -3", tmp_path, check=1)
     line = "error: --train-steps -3: it must be at least 1"
     assert done.stderr.splitlines() == [line] and not done.stdout and not contents(tmp_path)
-
-
-def test_lists_are_typed_with_blanks_and_other_types_as_they_are():
-    line = "--scales 1 2.5 3 --widths 48 96 --interval 0 1000 --out ~/b --fresh --seed 7 --lr 1e-3"
-    config = a4_full.Config.parse(line.split())
-    assert config.scales == (1.0, 2.5, 3.0) and config.widths == (48, 96)
-    assert config.interval == (0, 1000) and config.out == Path.home() / "b"
-    assert config.fresh is True and config.seed == 7 and config.lr == 1e-3
-    assert config.choices()["widths"] == [48, 96]
 
 
 def test_the_arguments_of_a_notebooks_kernel_are_not_ours(monkeypatch):
@@ -94,18 +76,6 @@ def test_any_command_line_is_read_or_refused_in_one_line(tmp_path, monkeypatch):
     assert 50 < refused < 150 and not [*tmp_path.iterdir()]
 
 
-def comments_of(path: Path) -> dict[str, str]:
-    """Field -> its comment, for all classes of choices in a file."""
-    text = path.read_text(encoding="utf-8")
-    lines, found = text.splitlines(), {}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef) and "Config" in node.name:
-            for field in node.body:
-                if isinstance(field, ast.AnnAssign):
-                    found[field.target.id] = lines[field.end_lineno - 1].split("  # ")[1]
-    return found
-
-
 def squeezed(text: str) -> str:
     """Without what wrapping and boxes add."""
     return re.sub(r"[\s│─╭╮╰╯-]", "", text)
@@ -115,10 +85,10 @@ def squeezed(text: str) -> str:
 def test_help_shows_each_flag_with_the_comment_of_its_field(here, tmp_path, script):
     module = importlib.import_module(script)
     done = here(f"{script}.py --help", tmp_path)
-    comments = comments_of(ROOT / "kit" / "config.py") | comments_of(ROOT / f"{script}.py")
-    fields = module.Config.__dataclass_fields__
-    assert {*fields} <= {*comments} and "train_steps" in fields
-    for name in fields:
+    files = ROOT / "kit" / "config.py", ROOT / f"{script}.py"
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    comments = dict(re.findall(r"(?m)^    (\w+): .*  # (.*)$", source))
+    for name in module.Config.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in done.stdout, name
         assert squeezed(comments[name]) in squeezed(done.stdout), name
     title = module.__doc__.splitlines()[0]

@@ -27,11 +27,7 @@ def host(server, monkeypatch):
     """Serves gzip.zip as EMNIST's host does; server.parts: upright images, labels from 0."""
     server.parts, rng = {}, np.random.default_rng(0)
     with zipfile.ZipFile(server.root / "gzip.zip", "w") as archive:
-        for split in [
-            *words.EMNIST_SPLITS,
-            "bymerge",
-            "mnist",
-        ]:  # torchvision wants these two as well
+        for split in [*words.EMNIST_SPLITS, "bymerge", "mnist"]:  # torchvision wants all of them
             for part, n in (("train", 2), ("test", 1)):
                 classes, name = len(words.EMNIST_SPLITS.get(split, "a")), f"{split}-{part}"
                 labels = np.arange(classes).repeat(n)
@@ -75,21 +71,16 @@ def test_an_archive_put_there_by_hand_needs_no_network(host, tmp_path, capfd):
     raw.mkdir(parents=True)
     (host.root / "gzip.zip").rename(raw / "gzip.zip")
     assert len(load_dataset(config)[0]) == 52
-    (raw / "emnist-letters-train-labels-idx1-ubyte").unlink()
-    assert len(load_dataset(config)[0]) == 52, "unpacked again"
     assert "540 MB" not in capfd.readouterr().err and not host.requests
 
 
-@pytest.mark.parametrize("fault", ["cut", "a web page"])
-def test_a_wrong_archive_is_one_line_and_stays(host, tmp_path, fault):
+def test_a_wrong_archive_is_one_line_and_stays(host, tmp_path):
     mine = tmp_path / "EMNIST" / "raw" / "gzip.zip"
     mine.parent.mkdir(parents=True)
-    whole = (host.root / "gzip.zip").read_bytes()
-    mine.write_bytes(whole[: len(whole) // 2] if fault == "cut" else b"<html>login</html>")
+    mine.write_bytes((host.root / "gzip.zip").read_bytes()[:9000])
     before = contents(tmp_path)
-    for _ in range(2):
-        with pytest.raises(UserError, match="gzip.zip is another file"):
-            load_dataset(config_of(tmp_path, "letters"))
+    with pytest.raises(UserError, match="gzip.zip is another file"):
+        load_dataset(config_of(tmp_path, "letters"))
     assert contents(tmp_path) == before and not host.requests
 
 

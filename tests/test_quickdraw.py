@@ -1,7 +1,6 @@
 """QuickDraw: the first rows of Google's files, what goes wrong, names and words."""
 
 import io
-import re
 import tracemalloc
 import urllib.parse
 
@@ -16,7 +15,6 @@ from kit.data import load_dataset
 from kit.files import UserError
 
 NAMES = (ROOT / "assets/quickdraw_categories.txt").read_text(encoding="utf-8").splitlines()
-REAL = ROOT.parent / "shared" / "data" / "quickdraw"  # Google's own, where somebody put them
 
 
 def npy(images, rows=None, kind="|u1"):
@@ -82,15 +80,11 @@ def test_no_more_than_the_rows_that_are_needed_is_read(google, tmp_path):
     google.files = {"cat.npy": npy(np.tile(doodles(800), (100, 1)))}
     assert len(load(tmp_path, ["cat"], 50)[0]) == 45
     assert google.sent < 0.3 * len(google.files["cat.npy"])
-    assert sum(map(len, contents(tmp_path).values())) < 50 * 784 + 1000
 
 
-BAD_HOST = {
-    "a web page": b"<html>" * 1000,
-    "ends early": npy(doodles(100), rows=300),
-    "another shape": npy(doodles().reshape(-1, 392))[:9000],
-    "not there": None,
-}
+BAD_HOST = {"a web page": b"<html>" * 1000, "ends early": npy(doodles(100), rows=300)}
+BAD_HOST["another shape"] = npy(doodles().reshape(-1, 392))[:9000]
+BAD_HOST["not there"] = None
 
 
 @pytest.mark.parametrize("fault", BAD_HOST)
@@ -129,26 +123,10 @@ def test_many_classes_cost_little_more_than_their_pixels(offline, tmp_path):
     assert pixels.numel() == 27_000 * 784 <= peak < 1.2 * pixels.numel()
 
 
-def test_any_of_the_345_categories_ten_by_default_and_their_articles():
-    flags = ["--dataset", "quickdraw"]
-    config = a4_full.Config.parse([*flags, "--classes", "ice cream", "The Mona Lisa"])
-    assert config.classes == ("ice cream", "The Mona Lisa") and len({*NAMES}) == 345
-    config = a4_full.Config.parse(flags)
-    assert len(config.classes) == 10 and {*config.classes} < {*NAMES}
+def test_ten_of_the_345_categories_by_default_and_their_articles():
+    config = a4_full.Config.parse(["--dataset", "quickdraw"])
+    assert len(config.classes) == 10 and {*config.classes} < {*NAMES} and len({*NAMES}) == 345
     spoken = dict(zip(NAMES, words.class_words(data_args("quickdraw", NAMES))))
-    articles = dict.fromkeys(("cat", "bus"), "a ") | dict.fromkeys(("owl", "hourglass"), "an ")
-    for name, article in (articles | dict.fromkeys(("pants", "The Mona Lisa"), "")).items():
+    articles = {"cat": "a ", "bus": "a ", "owl": "an ", "hourglass": "an "}
+    for name, article in (articles | {"pants": "", "The Mona Lisa": ""}).items():
         assert spoken[name] == (name, article + name)
-    for templates in (words.TRAIN_TEMPLATES, words.HELDOUT_TEMPLATES):
-        said = re.findall(r"[\w-]+", " ".join(templates["quickdraw"]).lower())
-        assert not {*said} & {*NAMES}
-
-
-@pytest.mark.skipif(not REAL.exists(), reason="no real bitmaps here")
-def test_real_bitmaps_are_upright_white_on_black(google, tmp_path):
-    names = "cat", "rainbow", "train"
-    google.files = {f"{name}.npy": (REAL / f"{name}.npy").read_bytes() for name in names}
-    pixels, labels, _ = load(tmp_path, names, 1000)
-    assert labels.bincount().tolist() == [900] * 3 and pixels.median() == 0
-    rainbow = pixels[labels == 1].float().mean(0)
-    assert rainbow[4:12, 10:18].mean() > rainbow[18:26, 10:18].mean() + 13, "the arch is at the top"

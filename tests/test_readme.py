@@ -32,12 +32,8 @@ def commands(name):
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
-def test_both_languages_have_the_same_commands(english, chinese):
+def test_both_languages_have_the_same_commands_and_numbers_in_tables(english, chinese):
     assert commands(english) == commands(chinese)
-
-
-@pytest.mark.parametrize(("english", "chinese"), PAIRS)
-def test_both_languages_have_the_same_numbers_in_their_tables(english, chinese):
     tables = []
     for name in (english, chinese):
         rows = "".join(re.findall(r"^\|.*\n", TEXTS[name], re.M))
@@ -45,32 +41,25 @@ def test_both_languages_have_the_same_numbers_in_their_tables(english, chinese):
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_a_readme_is_short(name):
-    assert len(TEXTS[name].splitlines()) <= 230
-
-
-def slug(heading):
-    """The anchor that GitHub makes of a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+def test_a_readme_is_short():
+    assert max(len(TEXTS[x].splitlines()) for x in (ENGLISH[0], CHINESE[0])) <= 230
 
 
 def anchors(text):
-    return {slug(head) for head in re.findall(r"^#+ (.*)$", text, re.M)}
+    """What GitHub makes of the headings."""
+    heads = re.findall(r"^#+ (.*)$", text.lower(), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.strip()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name):
-    links = re.findall(r"\]\(([^)\s]+)\)", TEXTS[name])
-    assert links
+def test_links_lead_somewhere_and_no_path_is_of_one_machine(name):
+    links = re.findall(r"\]\((?!https://)([^)\s]+)\)", TEXTS[name])
+    assert links and not re.search(r"[\s`(]/\w+/|#L", TEXTS[name])
     for target in links:
-        if target.startswith("https://"):
-            continue
         path, _, anchor = target.partition("#")
         file = (ROOT / name).parent / path if path else ROOT / name
         assert file.exists(), target
-        if anchor:
-            assert anchor in anchors(file.read_text(encoding="utf-8")), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -83,21 +72,6 @@ def test_functions_that_a_page_names_are_in_their_files(name):
     for function, target in named:
         source = ((ROOT / name).parent / target).read_text(encoding="utf-8")
         assert re.search(rf"\b{function}\b", source), f"{function} in {target}"
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_names_no_path_of_one_machine_and_no_line_number(name):
-    assert not re.search(r"[\s`(]/\w+/", TEXTS[name]) and "#L" not in TEXTS[name]
-
-
-def test_ci_runs_the_readmes_tests():
-    """.ci/run takes these two lines from the README."""
-    lines = commands("README.md")
-    install = [line for line in lines if re.match("pip install .*pytest", line)]
-    assert len(install) == 1 and install[0].startswith("pip install -r requirements.txt ")
-    ci = (ROOT / ".ci" / "run").read_text()
-    tests = [line for line in lines if line.startswith("python -m pytest")]
-    assert len(tests) == 1 and "'^python -m pytest'" in ci and "'^pip install" in ci
 
 
 SMALL = "--train-steps 2 --batch-size 4 --samples 10"

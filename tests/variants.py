@@ -1,8 +1,8 @@
 """Scripts with one thing changed: variants for the study, trials of each family's choices.
 
-A variant is a script's text with replacements. What is tried stands here, what it gave in
-docs/results/trials.csv: python tests/study.py trials measures, against real digits that no
-published number uses.
+A variant is a script's text with replacements, or a patch of it. What is tried stands here, what it
+gave in docs/results/trials.csv: python tests/study.py ladder_trials gan_trials vae_trials measures
+against real digits that no published number uses.
 """
 
 EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14
@@ -83,6 +83,7 @@ VARIANTS = {
     "a2_noisy": ("a2_clip", NOISY),
     "a2_static": ("a2_clip", STATIC),
     "a2_static_noisy": ("a2_clip", STATIC | NOISY),
+    "a4_words": ("a4_full", "a4_words.patch"),
     "a4_no_pair": ("a4_full", NO_PAIR),
     "a4_null": ("a4_full", NULL),
     "cgan_long": (GAN, LONG),

@@ -171,7 +171,11 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2  # half the log-SNR
-    times = torch.linspace(T, 0, steps + 1).round().long().tolist()
+    # Between equal steps in t and equal steps in the log-SNR, which are finer at both ends.
+    even = torch.linspace(lambdas[T].item(), lambdas[1].item(), steps).to(x_t.device)
+    even = T - torch.searchsorted(lambdas.flip(0), even)  # the t of each, from T to 1
+    times = 0.4 * torch.linspace(T, 0, steps + 1) + 0.6 * F.pad(even.cpu(), (0, 1))
+    times = sorted({*times.round().long().tolist()}, reverse=True)  # no t twice
     x0_before, h_before = None, None
     for t, t_next in zip(times, times[1:]):
         if film is not None:

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -34,17 +33,6 @@ SHORT = {  # commands without training, as docs/performance.md names them
 }  # fmt: skip
 
 
-@dataclass
-class Config:
-    """What to measure."""
-
-    scripts: tuple[str, ...] = SEVEN  # these alone
-    steps: int = 120  # training steps of each
-    samples: int = 300  # images at each guidance scale
-    device: str = "auto"  # cpu, cuda, ...
-    write: bool = False  # replace the rows of docs/results/performance.csv
-
-
 def seconds(words: list[str]) -> float:
     """How long a command takes, from its start to its end."""
     start = time.perf_counter()
@@ -52,13 +40,12 @@ def seconds(words: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def measure(script: str, config: Config) -> list[tuple]:
+def measure(script: str, steps: int, samples: int, device: str) -> list[tuple]:
     """-> rows: metric, condition, value, unit."""
     folder = ROOT / OUT / "mnist" / script
     shutil.rmtree(folder, ignore_errors=True)
-    words = [f"{script}.py", "--out", str(OUT), "--device", config.device]
-    words += ["--train-steps", str(config.steps), "--samples", str(config.samples)]
-    total = seconds(words)
+    words = [f"{script}.py", "--out", str(OUT), "--device", device]
+    total = seconds([*words, "--train-steps", str(steps), "--samples", str(samples)])
     run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     costs, curve = (pd.read_csv(folder / "metrics" / f"{x}.csv") for x in ("performance", "loss"))
     bfloat16 = run["bfloat16"] and script != "cgan"  # whose gradients of gradients are float32
@@ -67,23 +54,28 @@ def measure(script: str, config: Config) -> list[tuple]:
     for scale, speed in zip(costs["scale"], costs["sample_images_per_second"]):
         metric = "guided" if scale > 1 else "sampling"
         rows.append((metric, f"scale {scale:g}", speed, "images/s"))
-    steps, samples = f"{config.steps} steps", f"{config.samples} images a scale"
-    rows.append(("time of training", steps, costs["train_seconds"].iloc[-1], "s"))
-    return [*rows, ("time of the command", f"{steps}, {samples}", total, "s")]
+    rows.append(("time of training", f"{steps} steps", costs["train_seconds"].iloc[-1], "s"))
+    what = f"{steps} steps, {samples} images a scale"
+    return [*rows, ("time of the command", what, total, "s")]
 
 
-def main(argv: list[str] | None = None) -> None:
-    config, rows = tyro.cli(Config, args=argv), []
-    for script in config.scripts:
-        rows += [(script, *row) for row in measure(script, config)]
+def main(
+    scripts: tuple[str, ...] = SEVEN,
+    steps: int = 120,
+    samples: int = 300,
+    device: str = "auto",
+    write: bool = False,
+) -> None:
+    """samples: images at each guidance scale. write: replace rows of performance.csv."""
+    rows = [(x, *row) for x in scripts for row in measure(x, steps, samples, device)]
     for what, words in SHORT.items():
         times = [seconds(words) for _ in range(4)]  # the first one warms up
         rows.append((what, "time", "", statistics.median(times[1:]), "s"))
     table = pd.DataFrame(rows, columns="what metric condition value unit".split())
     table["value"] = table["value"].map("{:.4g}".format)
     print(table.to_markdown(index=False, disable_numparse=True))
-    if config.write:
-        command = f"tests/benchmark.py --steps {config.steps} --samples {config.samples}"
+    if write:
+        command = f"tests/benchmark.py --steps {steps} --samples {samples}"
         facts = {"how": "measured", "hardware": hardware(), "date": str(date.today())}
         path = RESULTS / "performance.csv"
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -92,4 +84,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

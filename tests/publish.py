@@ -2,32 +2,32 @@
 those between "<!-- study: ... -->" and "<!-- end -->" in the pages; pictures go to assets/.
 """
 
+import itertools
 import re
 import shutil
-from functools import partial
+from functools import cache, partial
 
-import numpy as np
 import pandas as pd
 from conftest import ROOT
-from study import PLACE, RESULTS, SEVEN, Task
+from study import PLACE, RESULTS, SEVEN, STUDIES, Task
 
 import compare
 from kit.files import save_file, say
 
 PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}results.md" for x in ("", "zh-CN/"))]
 TWIN = ", throughout"  # in the names of models with guidance at every step
-# title -> column of study.csv, how it is written
-QUALITY = {"FID": ("fid", "{:.2f}"), "KID x 1000": ("kid_x1000", "{:.1f}")}
-QUALITY |= {"density": ("density", "{:.2f}"), "coverage": ("coverage", "{:.1%}")}
-LAST = {"diversity (of real)": ("of_real", "{:.1%}")}
-LAST |= {"train on samples": ("train_on_samples", "{:.1%}")}
-QUALITY |= LAST | {"copied": ("copied", "{:.1%}")}
-HELD_OUT = "right, held-out phrasings"
-NO_FID = LAST | dict.fromkeys(("right", HELD_OUT), ("accuracy", "{:.1%}"))
-FEW = {name: QUALITY[name] for name in ("FID", "coverage")} | NO_FID
-RIGHT = {name: NO_FID[name] for name in ("right", HELD_OUT)}
-RIGHT |= {"CLIP similarity": ("clip_similarity", "{:.3f}")}
-RIGHT |= {"wrong prompts": ("with_wrong_prompts", "{:.3f}")}
+HELD_OUT, SHARE = "right, held-out phrasings", "{:.1%}"
+COLUMNS = {  # title -> column of study.csv, how it is written
+    "FID": ("fid", "{:.2f}"), "KID x 1000": ("kid_x1000", "{:.1f}"),
+    "density": ("density", "{:.2f}"), "coverage": ("coverage", SHARE),
+    "diversity (of real)": ("of_real", SHARE), "train on samples": ("train_on_samples", SHARE),
+    "copied": ("copied", SHARE), "right": ("accuracy", SHARE), HELD_OUT: ("accuracy", SHARE),
+    "CLIP similarity": ("clip_similarity", "{:.3f}"),
+    "wrong prompts": ("with_wrong_prompts", "{:.3f}"), "diversity": ("of_real", "{:.0%}"),
+}  # fmt: skip
+NO_FID = ["diversity (of real)", "train on samples", "right", HELD_OUT]
+TITLES = {"quality": [*COLUMNS][:7], "obedience": [*COLUMNS][7:11], "no FID": NO_FID}
+TITLES["few"] = ["FID", "coverage", *NO_FID]
 CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("eta0", "steps6", "steps50"), "a4_full")
 CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
 diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
@@ -42,12 +42,13 @@ CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
 # ── Tables ──
 
 
+@cache
 def read(name: str, study: str) -> pd.DataFrame:
     table = pd.read_csv(RESULTS / f"{name}.csv")
     return table[table["study"] == study]
 
 
-def over_seeds(rows: pd.DataFrame, column: str, form: str) -> str:
+def over_seeds(rows: pd.DataFrame, column: str, form: str = SHARE) -> str:
     """Mean and standard deviation over seeds, as text."""
     return compare.write(rows.groupby("seed")[column].mean().astype(float), form)
 
@@ -70,7 +71,7 @@ def ladder(rows: pd.DataFrame):
         yield model, scale, table, guided
 
 
-def measured(study: str, columns: dict) -> pd.DataFrame:
+def measured(study: str, titles: list[str]) -> pd.DataFrame:
     """A row for each model and scale, real images and noise last."""
     rows, cells = read("study", study), []
     if study == "mnist":  # rows published until November 2026 have the twins here already
@@ -84,8 +85,8 @@ def measured(study: str, columns: dict) -> pd.DataFrame:
         if held_out.all():
             continue
         row = of_model(model, scale, guided, table["seed"].nunique() if ours else "–")
-        for title, (column, form) in columns.items():
-            row[title] = over_seeds(table[held_out == (title == HELD_OUT)], column, form)
+        for title in titles:
+            row[title] = over_seeds(table[held_out == (title == HELD_OUT)], *COLUMNS[title])
         cells.append(row)
     return pd.DataFrame(cells)
 
@@ -97,53 +98,43 @@ def words(study: str) -> pd.DataFrame:
     for model, scale, table, guided in ladder(rows.sort_values("scale", kind="stable")):
         row = of_model(model, scale, guided, table["seed"].nunique())
         for word in names:
-            row[word] = over_seeds(table[table["asked"] == word], "as_asked", "{:.1%}")
-        kinds = {x: table[table["kind"] == x] for x in ("one word", "said pair", "held-out pair")}
-        for kind, of_kind in kinds.items():
-            row[kind] = over_seeds(of_kind, "as_asked", "{:.1%}")
+            row[word] = over_seeds(table[table["asked"] == word], "as_asked")
+        for kind in ("one word", "said pair", "held-out pair"):
+            of_kind = table[table["kind"] == kind]
+            row[kind] = over_seeds(of_kind, "as_asked")
             if kind != "said pair":
-                row[f"{kind}, without asking"] = over_seeds(of_kind, "without_asking", "{:.1%}")
-        row["digit, held-out pair"] = over_seeds(kinds["held-out pair"], "accuracy", "{:.1%}")
+                row[f"{kind}, without asking"] = over_seeds(of_kind, "without_asking")
+        row["digit, held-out pair"] = over_seeds(of_kind, "accuracy")
         cells.append(row)
     return pd.DataFrame(cells)
 
 
 def changes(study: str) -> pd.DataFrame:
     """Each variant beside what it changes: at scale 1, the seeds that both have."""
-    cells, columns = [], ("FID", "coverage", "diversity (of real)", "right")
+    cells = []
     for name, script in CHANGED.items():
         variant, plain = read("study", name), read("study", study)
         plain = plain[(plain["script"] == script) & plain["seed"].isin(variant["seed"])]
         for what, rows in ((script, plain), (f"{script}, {name}", variant)):
             rows = rows[(rows["scale"] == 1) & (rows["phrasings"] != "held out")]
             row = {"change": what, "seeds": f"{rows['seed'].nunique()}"}
-            for title in columns:
-                row[title] = over_seeds(rows, *FEW[title])
+            for title in ("FID", "coverage", "diversity (of real)", "right"):
+                row[title] = over_seeds(rows, *COLUMNS[title])
             cells += [row] * (row not in cells)
     return pd.DataFrame(cells)
 
 
 def brought(study: str) -> pd.DataFrame:
     """For the README: a row for each script, with guidance at scale 2."""
-    cells, rows, asked = [], read("study", study), read("asked", study)
-    for script in SEVEN:
-        of_script = rows[rows["model"] == script]
-        held_out = of_script["phrasings"] == "held out"
-        scale = of_script["scale"].clip(upper=2).max()
-        plain = of_script[(of_script["scale"] == scale) & ~held_out]
-        of_words = asked[(asked["model"] == script) & (asked["scale"] == scale)]
-        row = {"script": f"`{script}.py`", "FID": over_seeds(plain, "fid", "{:.2f}")}
-        row["right"] = over_seeds(plain, "accuracy", "{:.1%}")
-        row[HELD_OUT] = over_seeds(of_script[held_out], "accuracy", "{:.1%}")
-        for kind in ("one word", "held-out pair"):
-            row[kind] = over_seeds(of_words[of_words["kind"] == kind], "as_asked", "{:.1%}")
-        row["diversity (of real)"] = over_seeds(plain, "of_real", "{:.0%}")
-        cells.append(row)
-    return pd.DataFrame(cells)
+    table = measured(study, ["FID", "right", HELD_OUT, "diversity"])
+    table = table.merge(words(study), "left", ["script", "scale"]).fillna("–")
+    table = table.rename(columns={"diversity": "diversity (of real)"})
+    shown = table["scale"].isin(["–", "2"]) & table["script"].str.endswith("`")
+    titles = ["FID", "right", HELD_OUT, "one word", "held-out pair", "diversity (of real)"]
+    return table.loc[shown, ["script", *titles]]
 
 
-TABLES = {"quality": QUALITY, "obedience": RIGHT, "few": FEW, "no FID": NO_FID}
-TABLES = {name: partial(measured, columns=columns) for name, columns in TABLES.items()}
+TABLES = {name: partial(measured, titles=titles) for name, titles in TITLES.items()}
 TABLES |= {"words": words, "changes": changes, "brought": brought}
 
 
@@ -152,46 +143,31 @@ TABLES |= {"words": words, "changes": changes, "brought": brought}
 SAID = re.compile(
     r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S
 )
-SHARES = "coverage of_real train_on_samples accuracy as_asked without_asking".split()
-OTHERS = "fid kid_x1000 density clip_similarity with_wrong_prompts".split()
 NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*(?:\.\d+)?)( ?%)?(?![\w.,]*\d)")
 
 
-def values(names: list[str], columns: list[str]) -> np.ndarray:
-    """Means and deviations over seeds of these columns, of these scripts in these studies."""
-    found = []
-    for table, groups in {
-        "study": [["model", "phrasings", "scale"]],
-        "asked": [["model", "scale", "kind"], ["model", "scale", "asked"]],
-    }.items():
-        rows = pd.read_csv(RESULTS / f"{table}.csv")
-        who = rows["model"].str.split(", ").str[0].str.replace("real images", "real")
-        most = rows.groupby(["study", "model"])["n"].transform("max")
-        shown = (who != "real") | (rows["n"] == most)  # real images are measured in several numbers
-        rows = rows[rows["study"].isin(names) & who.isin(names) & shown]
-        there = [column for column in columns if column in rows]
-        for group in groups:
-            seeds = rows.groupby([*group, "study", "seed"], dropna=False)[there].mean()
-            over = seeds.groupby([*group, "study"], dropna=False)
-            found += [over.mean().to_numpy().flatten(), over.std().to_numpy().flatten()]
-    found = np.concatenate(found)
-    return np.abs(found[np.isfinite(found)])
+@cache
+def told(names: str) -> list[tuple[str, str]]:
+    """The numbers in the tables of the studies among names, in the rows of the scripts there."""
+    studies, cells = {*names.split()} & {*STUDIES}, []
+    for make, study in itertools.product(TABLES.values(), studies):
+        for script, *row in make(study).to_numpy().tolist():
+            cells += row if re.search(r"\w+", script)[0] in names.split() else []
+    return NUMBER.findall(" ".join(cells))
 
 
 def unfounded(text: str) -> list[str]:
     """The numbers with a point or a % in sentences after "<!-- from the study: ... -->" that are
-    no rounding of what was measured of the scripts and studies that are named there.
+    no rounding of one in the tables of the scripts and studies that are named there.
     """
     wrong = []
     for names, sentences in SAID.findall(text):
-        shares, others = values(names.split(), SHARES), values(names.split(), OTHERS)
-        for number in NUMBER.finditer(re.sub(r"`[^`]*`|\]\([^)]*\)", "", sentences)):
-            digits, percent = number[1].replace(",", ""), bool(number[2])
-            if percent or "." in digits:
-                half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
-                known = 100 * shares if percent else others
-                if not (np.abs(known - float(digits)) <= half).any():
-                    wrong.append(f"{number[0]} in: {sentences[:60]}")
+        for digits, unit in NUMBER.findall(re.sub(r"`[^`]*`|\]\([^)]*\)", "", sentences)):
+            half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
+            known = [float(x.replace(",", "")) for x, other in told(names) if unit[-1:] == other]
+            near = any(abs(x - float(digits.replace(",", ""))) <= half for x in known)
+            if (unit or "." in digits) and not near:
+                wrong.append(f"{digits}{unit} in: {sentences[:60]}")
     return wrong
 
 
@@ -229,20 +205,19 @@ def main() -> None:
 
 def pictures() -> None:
     """Copy those of the study's runs, if they are on disk, into assets/."""
-    a4, cvae, drawings = Task("mnist", "a4_full", 0), Task("mnist", "cvae", 0)
-    drawings = Task("quickdraw", "a4_full", 0)
-    if not a4.folder.exists():
+    a4, cvae = (Task("mnist", script, 0).folder / "images" for script in ("a4_full", "cvae"))
+    if not a4.exists():
         say("the pictures of assets/ stay: no runs in results/study")
         return
-    compare.main(["--clip", "tiny", *a4.data, "--out", str(PLACE / "mnist")])
+    compare.main(["--clip", "tiny", *Task("mnist", "cvae", 0).data, "--out", str(PLACE / "mnist")])
     here = PLACE / "mnist" / "mnist"
     for name, source in {
         "ladder": here / "compare/grid.png",
         "guidance": here / "cfg_scale/plots/scale.png",
         "asked": here / "compare/asked_a4_full.png",
-        "prompts": a4.folder / "images/prompts.png",
-        "denoising": a4.folder / "images/denoising.png",
-        "reconstructions": cvae.folder / "images/reconstructions.png",
-        "quickdraw": drawings.folder / "images/prompts.png",
+        "prompts": a4 / "prompts.png",
+        "denoising": a4 / "denoising.png",
+        "reconstructions": cvae / "reconstructions.png",
+        "quickdraw": Task("quickdraw", "a4_full", 0).folder / "images/prompts.png",
     }.items():
         shutil.copy(source, ROOT / "assets" / f"{name}.png")

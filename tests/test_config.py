@@ -95,8 +95,6 @@ def test_help_shows_each_flag_with_the_comment_of_its_field(here, tmp_path, scri
     assert squeezed(title) in squeezed(done.stdout) and not done.stderr
 
 
-# ── What a run that exists allows ──
-
 RUN = "a4_full.py --clip tiny --train-steps 60 --batch-size 16"
 REFUSED = {  # another value -> the choice and both values
     "--seed 1": "seed 0, not 1",

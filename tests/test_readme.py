@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch.distributed.run
-from test_emnist import host  # noqa: F401
-from test_quickdraw import doodles, google, npy  # noqa: F401
+from test_quickdraw import doodles, google, host, npy  # noqa: F401
 
 from kit import captions, clip, files, judge, words
 
@@ -91,7 +90,8 @@ def small(script, flags):
 @pytest.mark.usefixtures("coarse_figures")
 def test_every_command_works(here, tmp_path, monkeypatch, host, google):  # noqa: F811
     """From top to bottom in one folder, as a reader would, but small; tiny CLIPs are made first."""
-    google.files = {f"{name}.npy": npy(doodles(40)) for name in words.DRAWINGS}
+    for name in words.DRAWINGS:
+        google.serve(name, npy(doodles(40)))
     monkeypatch.setattr(judge.make, "__defaults__", (2, 0))  # steps, seed
     monkeypatch.setattr(captions, "MOST", 400)
     monkeypatch.setattr(clip, "MANY", 100)  # so that what a text encoder has read is cached

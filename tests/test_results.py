@@ -23,13 +23,11 @@ MARK = re.compile(r"<!-- (results/[\w.]+\.csv(?:, results/[\w.]+\.csv)*)(?:: (.+
 DIGITS = r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?"
 NUMBER = re.compile(
     rf"(?<![\w./-])(?P<digits>{DIGITS})(?![\w-]*[A-Za-z])"
-    r" ?(?P<unit>%|min\b|h\b|GB\b|分钟|小时)?",
+    r" ?(?P<unit>%|min\b|h\b|GB\b)?",
     re.ASCII,
 )
-MINUTES = re.compile(r"(\d+) (?:min|分钟?) (\d+)(?= s| 秒)")
 # What a number of the file may be multiplied by to be printed with this unit.
 FACTORS = {"%": (100,), "GB": (1, 1e-3), None: (1, 100), "min": (1, 1 / 60), "h": (1, 1 / 3600)}
-FACTORS |= {"分钟": FACTORS["min"], "小时": FACTORS["h"]}
 ABOUT = "hardware date command samples_crc32 judge_crc32".split()  # columns without a result
 SETTINGS = ["scale", "n", "sample_steps", "train_steps", "batch_size", "images a step", "steps"]
 NOT_MEASURED = {  # page and number of a table in it: definitions, defaults, messages
@@ -51,9 +49,7 @@ def blocks(text):
 
 def plain(cell):
     """Without code, links, and sizes such as 14 x 14."""
-    cell = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", cell)
-    cell = MINUTES.sub(lambda match: str(60 * int(match[1]) + int(match[2])), cell)
-    return re.sub(r"\b(\d+) x \1\b", "", cell)
+    return re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(\d+) x \1\b", "", cell)
 
 
 def numbers(cell):
@@ -62,15 +58,12 @@ def numbers(cell):
 
 
 def value(text):
-    try:
-        return float(text.replace(",", "").replace("−", "-"))
-    except ValueError:
-        return None
+    text = text.replace(",", "").replace("−", "-")
+    return float(text) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", text) else None
 
 
 def rounds_to(number, digits, unit):
-    wanted, decimals = value(digits), len(digits.partition(".")[2].partition("e")[0])
-    half = 0 if "e" in digits else 0.5 * 10**-decimals
+    wanted, half = value(digits), 0.5 * 10 ** -len(digits.partition(".")[2])
     is_share = 0 < abs(number) < 1 and digits.isdigit()  # never printed as 0 or 1
     factors = [k for k in FACTORS[unit] if k > 1 or not is_share]
     return any(abs(number * k - wanted) <= half + 1e-9 for k in factors)
@@ -87,29 +80,25 @@ def text_columns(rows):
     return [column for column in rows[0] if column in texts - {*ABOUT}]
 
 
-def fitting(rows, label, columns):
-    """The rows that have this label or, of several parts, this part; all if none has."""
-    label = re.sub(r"[`*]|\.py\b", "", label).replace("–", " ")
-    whole, parts = {label, label.replace("(nothing)", "")}, {*re.split(r", | \(|\)", label)} - {""}
-    for column in columns:
-        named = [row[column].replace("–", " ") for row in rows]
-        choice = whole if whole & {*named} else parts
-        rows = [row for row, name in zip(rows, named) if name in choice] or rows
-    return rows
+def fitting(rows, labels, header, cells, j):
+    """The rows of a file with most of the labels that go with the cell at j; labels: the comment's.
 
-
-def rows_for(rows, labels, header, cells, j):
-    """The rows of a file that the cell at j may speak of. labels: those of the comment."""
-    there, columns = rows[0], text_columns(rows)
-    for label in filter(None, (", ".join(labels), header[j], *cells[:j], *cells[j + 1 :])):
-        rows = fitting(rows, label, columns)
+    Of a column that the header or the comment names, without the other columns.
+    """
+    columns, there = text_columns(rows), {*rows[0]}
+    texts = [", ".join(labels), header[j], *cells[:j], *cells[j + 1 :]]
+    texts = [re.sub(r"[`*]|\.py\b", "", text) for text in texts]
     for title, cell in zip(header, cells):
-        if title in there and title in SETTINGS and numbers(cell):
-            wanted = [value(digits) for digits, _ in numbers(cell)]
-            rows = [row for row in rows if value(row[title]) in wanted]
-    keep = {header[j], f"{header[j]}_sd", "seed", *SETTINGS} if header[j] in there else {*there}
-    keep = {*columns, *({*labels} & {*there} or keep)}
-    return [{c: text for c, text in row.items() if c in keep} for row in rows]
+        texts += [f"{title} {value(digits)}" for digits, _ in numbers(cell)]
+    parts, scores = {x for text in texts for x in re.split(r", | \(|\)", text)}, []
+    for row in rows:
+        own = [row[column] for column in columns if row[column]]
+        own += [f"{x} {value(row[x])}" for x in SETTINGS if row.get(x)]
+        scores.append(sum((x in texts) + (x in parts) for x in own))
+    keep = {header[j], f"{header[j]}_sd", "seed", *SETTINGS} if header[j] in there else there
+    keep = {*columns, *({*labels} & there or keep)}
+    best = [row for row, score in zip(rows, scores) if score == max(scores)]
+    return [{c: text for c, text in row.items() if c in keep} for row in best]
 
 
 def filed(rows):
@@ -141,7 +130,7 @@ def faults(text):
         bad += [f"{mark[1]} has no {label}" for label in labels if label not in in_file]
         for cells in table:
             for j, cell in enumerate(cells):
-                found = [filed(rows_for(rows, labels, header, cells, j)) for rows in files]
+                found = [filed(fitting(rows, labels, header, cells, j)) for rows in files]
                 if not all(any(rounds_to(x, *n) for x in sum(found, [])) for n in numbers(cell)):
                     bad.append(f"{mark[1]}: {cells[0]}: {cell}")
     return bad
@@ -158,9 +147,6 @@ def test_every_table_of_measurements_names_its_file(name):
     for i, (mark, rows) in enumerate(blocks(publish.MARKED.sub("", TEXTS[name]))):
         if not mark and (page, i) not in NOT_MEASURED:
             assert not [cell for row in rows for cell in row if measured.search(plain(cell))]
-
-
-# ── The study ──
 
 
 @pytest.mark.parametrize("name", publish.PAGES)

@@ -148,7 +148,7 @@ DAMAGE = {  # what is done to last.pt -> words of the line
     "one bit": (bytes_of(lambda x: x[:300_000] + bytes([x[300_000] ^ 1]) + x[300_001:]), "damaged"),
     "code": (bytes_of(lambda x: pickle.dumps(Evil())), ""),
     "code in an archive": (lambda path: torch.save({"config": Evil()}, path), ""),
-    "an earlier version": (edited(losses=None), "earlier version"),
+    "an earlier version": (edited(losses=None), "lacks 'losses'"),
     "no weights": (edited(model=None), "'model'"),
     "no step": (edited(step=None), "'step'"),
     "no config": (edited(config=None), "'config'"),

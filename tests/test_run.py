@@ -47,9 +47,6 @@ def bytes_of(folder, script="a4_full"):
     return (run_folder(folder, script) / SAMPLES).read_bytes()
 
 
-# ── What a run leaves ──
-
-
 def test_config_checkpoint_and_tables_are_those_of_the_design(finished):
     run = run_folder(finished)
     config = json.loads((run / "config.json").read_text())
@@ -140,8 +137,6 @@ def test_importing_a_script_does_nothing(tmp_path):
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and not (done.stdout + done.stderr).strip(), done.stderr
 
-
-# ── Interrupted and resumed ──
 
 OFTEN = "import sys, kit.run, a4_full; kit.run.SAVE_EVERY = 0; a4_full.main(sys.argv[1:])"
 
@@ -270,8 +265,6 @@ def test_fresh_starts_over_and_moves_the_earlier_run_aside(others, here, tmp_pat
     here(f"a0_uncond.py {SMALL} --seed 5", copy)
     assert (table_of(copy, "a0_uncond")["images"] != old).any()
 
-
-# ── Prompts ──
 
 DRAW = "a4_full.py --n 2 --sample-steps 2 --prompt"
 

@@ -61,9 +61,6 @@ def reach(name, seen=None):
     return seen
 
 
-# ── Sizes ──
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_behind_a_script_stand_at_most_1700_lines(name):
     behind = reach(name) - {name}
@@ -85,9 +82,6 @@ def test_modules_classes_functions_and_lines_are_short():
                 found.append(f"{name}.{x.name}: {x.end_lineno - x.lineno + 1} lines")
         found += [f"{name}: {x}" for x in TEXTS[name].splitlines() if len(x) > 100]
     assert found == []
-
-
-# ── Imports ──
 
 
 def test_imports_run_down_the_floors_and_never_in_a_circle():
@@ -120,9 +114,6 @@ def test_no_shell_is_started_and_no_rule_goes_by_a_scripts_name():
             if isinstance(node, ast.Compare):
                 texts = {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)}
                 assert not texts & {*SCRIPTS}, f"{name}: {ast.unparse(node)}"
-
-
-# ── The scripts side by side ──
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

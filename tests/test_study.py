@@ -7,6 +7,7 @@ import pytest
 import study
 from conftest import data_args
 from study import Study, Task
+from variants import EPS
 
 from kit.files import UserError
 
@@ -77,7 +78,7 @@ def test_the_key_covers_settings_and_code_but_not_comments(small, monkeypatch, t
     monkeypatch.setattr(study, "PLACE", tmp_path)
     ours = Task("mnist", "a0_uncond", 0).file().read_text().splitlines()
     theirs = Task("eps", "a0_eps", 0).file().read_text().splitlines()
-    assert sum(one != other for one, other in zip(ours, theirs, strict=True)) == len(study.EPS)
+    assert sum(one != other for one, other in zip(ours, theirs, strict=True)) == len(EPS)
     assert Task("eps", "a0_eps", 0).key() != Task("mnist", "a0_uncond", 0).key()
 
 

@@ -102,6 +102,8 @@ def complete(run: Run) -> bool:
     names += ["reconstructions.png"] * (config.family == "VAE")
     done = run.step == config.train_steps and config.prompt is None and sampled_alike(config)
     done = done and all((run.images / name).exists() for name in ["../config.json", *names])
+    if done and words.data_kind(config) == "folder" and run.load_data():
+        run.check(run.facts)  # its pictures may be others now
     if done:
         say(f"{run.folder} is complete; --fresh starts over")
     return done

@@ -88,19 +88,17 @@ def words_of_a4(reader: judge.Judge) -> list[dict]:
     return rows
 
 
-def cosines(encoder, config) -> np.ndarray:
+def save_cosines(path: Path, encoders: dict) -> None:
     """Of COMPARED, as the models read them: without the mean of all training sentences."""
+    config = a2_clip.Config()
+    figure = Figure(figsize=(6.2 * len(encoders), 6), layout="constrained")
+    panels, places = figure.subplots(1, len(encoders)), range(len(COMPARED))
     words = [attributes.WORDS[name][:2] for name in attributes.measures_of(config)]
-    vectors = encoder.encode_text(COMPARED)
-    vectors -= encoder.encode_text(all_captions(config, words)[0][::7]).mean(0)
-    vectors = torch.nn.functional.normalize(vectors, dim=1)
-    return (vectors @ vectors.T).numpy()
-
-
-def save_cosines(path: Path, matrices: dict[str, np.ndarray]) -> None:
-    figure = Figure(figsize=(6.2 * len(matrices), 6), layout="constrained")
-    panels, places = figure.subplots(1, len(matrices)), range(len(COMPARED))
-    for axes, (name, matrix) in zip(panels, matrices.items()):
+    for axes, (name, encoder) in zip(panels, encoders.items()):
+        vectors = encoder.encode_text(COMPARED)
+        vectors -= encoder.encode_text(all_captions(config, words)[0][::7]).mean(0)
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+        matrix = (vectors @ vectors.T).numpy()
         axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=6)
@@ -112,11 +110,10 @@ def save_cosines(path: Path, matrices: dict[str, np.ndarray]) -> None:
 
 def main(clip: str = "tiny") -> None:
     """clip: one more encoder for the cosines, ViT-B/32 or a file."""
-    matrices = {"bag of words (a1)": cosines(a1_cond.BagOfWords(), a2_clip.Config())}
+    encoders = {"bag of words (a1)": a1_cond.BagOfWords()}
     for name in dict.fromkeys(("tiny", clip)):
-        config = a2_clip.Config(clip=name)
-        matrices[f"CLIP: {name}"] = cosines(common.load_clip(config, CPU), config)
-    save_cosines(ROOT / "assets" / "cosines.png", matrices)
+        encoders[f"CLIP: {name}"] = common.load_clip(a2_clip.Config(clip=name), CPU)
+    save_cosines(ROOT / "assets" / "cosines.png", encoders)
     reader, rows, shown = judge.load_judge(a2_clip.Config(), CPU), [], {}
     for script in MODELS:
         found, shown[script] = rows_of(script, reader)

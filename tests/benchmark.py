@@ -40,12 +40,12 @@ def seconds(words: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def measure(script: str, steps: int, samples: int, device: str) -> list[tuple]:
+def measure(script: str, steps: int, samples: int) -> list[tuple]:
     """-> rows: metric, condition, value, unit."""
     folder = ROOT / OUT / "mnist" / script
     shutil.rmtree(folder, ignore_errors=True)
-    words = [f"{script}.py", "--out", str(OUT), "--device", device]
-    total = seconds([*words, "--train-steps", str(steps), "--samples", str(samples)])
+    flags = ["--out", str(OUT), "--train-steps", str(steps), "--samples", str(samples)]
+    total = seconds([f"{script}.py", *flags])
     run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     costs, curve = (pd.read_csv(folder / "metrics" / f"{x}.csv") for x in ("performance", "loss"))
     bfloat16 = run["bfloat16"] and script != "cgan"  # whose gradients of gradients are float32
@@ -60,14 +60,10 @@ def measure(script: str, steps: int, samples: int, device: str) -> list[tuple]:
 
 
 def main(
-    scripts: tuple[str, ...] = SEVEN,
-    steps: int = 120,
-    samples: int = 300,
-    device: str = "auto",
-    write: bool = False,
+    scripts: tuple[str, ...] = SEVEN, steps: int = 120, samples: int = 300, write: bool = False
 ) -> None:
     """samples: images at each guidance scale. write: replace rows of performance.csv."""
-    rows = [(x, *row) for x in scripts for row in measure(x, steps, samples, device)]
+    rows = [(x, *row) for x in scripts for row in measure(x, steps, samples)]
     for what, words in SHORT.items():
         times = [seconds(words) for _ in range(4)]  # the first one warms up
         rows.append((what, "time", "", statistics.median(times[1:]), "s"))

@@ -271,6 +271,15 @@ def test_a_run_is_known_by_its_pixels(here, rings, tmp_path):
         path.unlink()
     torch.save(state, last)
     assert "resuming from step 2" in here(command, tmp_path).stderr
+    assert "complete" in here(command, tmp_path).stderr
+    (folder / "Z").rename(folder / "a")
+    (folder / "big_A").rename(folder / "Z")
+    (folder / "a").rename(folder / "big_A")  # the classes have traded names
+    only_error(here(command, tmp_path, check=1), "own", "was trained with data_crc32")
+    shutil.copytree(rings, folder, dirs_exist_ok=True)
+    for path in folder.rglob("*.bmp"):
+        path.unlink()
+    assert "complete" in here(command, tmp_path).stderr
     torch.save(state, last)
-    picture(5000).save(folder / "Z" / "n003.bmp")
+    picture(5000).save(folder / "Z" / "003.png")
     only_error(here(command, tmp_path, check=1), "own", "was trained with data_crc32")

@@ -1,7 +1,8 @@
-"""The scripts train the same weights and generate the same pixels, bit for bit, as on 2026-11-28.
+"""The scripts train the same weights and generate the same pixels, bit for bit, as before.
 
-golden.json holds CRC-32 of both, made by the code of that day: whatever changes one of them
-changes the published numbers too. tests/long.py tries all seven scripts with 20 steps.
+golden.json holds CRC-32 of both: whatever changes one of them changes the published numbers too.
+tests/long.py tries all seven scripts with 20 steps. After a change that is meant to change them:
+    cd tests && python test_golden.py
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -51,8 +53,8 @@ def train(folder: Path, scripts, steps: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def differences(folder: Path, script: str, steps: int) -> list[str]:
-    """What of this script's run in folder is not as it was."""
+def checksums(folder: Path, script: str) -> dict[str, int]:
+    """Of the weights and of each group of samples of this script's run in folder."""
     run, found = folder / "results" / "mnist" / script, {}
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     for name in {"model", "discriminator"} & {*checkpoint}:
@@ -62,8 +64,13 @@ def differences(folder: Path, script: str, steps: int) -> list[str]:
     for kind, scale in {*zip(kinds.tolist(), scales.tolist())}:
         pixels = images[(kinds == kind) & (scales == scale)]
         found[f"{kind}, scale {scale}"] = zlib.crc32(pixels.tobytes())
-    known = GOLDEN[f"{steps} steps"][script]
-    return [name for name, value in known.items() if found.get(name) != value]
+    return dict(sorted(found.items()))
+
+
+def differences(folder: Path, script: str, steps: int) -> list[str]:
+    """What of this script's run in folder is not as it was."""
+    known, found = GOLDEN[f"{steps} steps"][script], checksums(folder, script)
+    return [name for name in known if found.get(name) != known[name]]
 
 
 @pytest.mark.skipif(
@@ -73,3 +80,12 @@ def differences(folder: Path, script: str, steps: int) -> list[str]:
 def test_weights_and_samples_are_the_same_bit_for_bit(tmp_path):
     train(tmp_path, GOLDEN["4 steps"], 4)
     assert [differences(tmp_path, script, 4) for script in GOLDEN["4 steps"]] == [[], []]
+
+
+if __name__ == "__main__":
+    for steps in ("20 steps", "4 steps"):
+        with tempfile.TemporaryDirectory() as folder:
+            train(Path(folder), GOLDEN[steps], int(steps.split()[0]))
+            GOLDEN[steps] = {script: checksums(Path(folder), script) for script in GOLDEN[steps]}
+    GOLDEN["torch"] = torch.__version__.split("+")[0]
+    (ROOT / "tests" / "golden.json").write_text(json.dumps(GOLDEN, indent=1) + "\n")

@@ -161,22 +161,18 @@ def test_every_split_is_downloaded_once_upright_and_counted_from_0(host, tmp_pat
     assert len({*host.requests}) == 1 and capfd.readouterr().err.count("540 MB, once") == 1
 
 
-def test_an_archive_put_there_by_hand_needs_no_network(host, tmp_path, capfd):
-    config, raw = config_of(tmp_path, "letters"), tmp_path / "EMNIST" / "raw"
-    raw.mkdir(parents=True)
-    (host.root / "gzip.zip").rename(raw / "gzip.zip")
-    assert len(load_dataset(config)[0]) == 52
-    assert "540 MB" not in capfd.readouterr().err and not host.requests
-
-
-def test_a_wrong_archive_is_one_line_and_stays(host, tmp_path):
-    mine = tmp_path / "EMNIST" / "raw" / "gzip.zip"
+def test_an_archive_put_there_by_hand_needs_no_network_and_a_wrong_one_stays(host, tmp_path, capfd):
+    config, mine = config_of(tmp_path, "letters"), tmp_path / "EMNIST" / "raw" / "gzip.zip"
     mine.parent.mkdir(parents=True)
-    mine.write_bytes((host.root / "gzip.zip").read_bytes()[:9000])
+    whole = (host.root / "gzip.zip").read_bytes()
+    mine.write_bytes(whole[:9000])
     before = contents(tmp_path)
     with pytest.raises(UserError, match="gzip.zip is another file"):
-        load_dataset(config_of(tmp_path, "letters"))
-    assert contents(tmp_path) == before and not host.requests
+        load_dataset(config)
+    assert contents(tmp_path) == before
+    mine.write_bytes(whole)
+    assert len(load_dataset(config)[0]) == 52
+    assert "540 MB" not in capfd.readouterr().err and not host.requests
 
 
 @pytest.mark.parametrize("fault", ["html", "offline", "no torchvision"])

@@ -1,6 +1,7 @@
-"""A run as a user meets it: what it leaves, how it resumes, when it samples anew, prompts."""
+"""A run as a user meets it: what it leaves, how it resumes, two processes, prompts."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ import torch
 from conftest import CPU, ROOT, SMALL, TINY, contents, last_of, only_error, rows, run_folder, warm
 from matplotlib.image import imread
 
+import a1_cond
 import a3_cfg
 import a4_full
 import cgan
@@ -31,11 +33,8 @@ OTHERS = {  # script -> its flags at the smallest size
     "cgan": f"{FLOW} --clip tiny",
     "cvae": f"{FLOW} --clip tiny",
 }
-LOSSES = {  # the columns of loss.csv
-    "cgan": ["generator_loss", "discriminator_loss"],
-    "cvae": ["reconstruction_loss", "kl_loss"],
-}
-SAMPLES, CHECKPOINT, CURVE = "images/samples.npz", "checkpoints/last.pt", "metrics/loss.csv"
+LOSSES = {"cgan": "generator_loss discriminator_loss", "cvae": "reconstruction_loss kl_loss"}
+SAMPLES, CURVE = "images/samples.npz", "metrics/loss.csv"
 
 
 def table_of(folder, script="a4_full"):
@@ -56,17 +55,15 @@ def test_config_checkpoint_and_tables_are_those_of_the_design(finished):
     assert known.items() <= config.items()
     names = "data_crc32 attributes device git_revision classes packages parameters processes"
     assert {*names.split()} <= {*config}
-    checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(last_of(finished), weights_only=True)
     assert checkpoint["step"] == 60 and checkpoint["config"] == config
     log = rows(run / CURVE)
     assert [row["step"] for row in log] == ["20", "40", "60"] and len(checkpoint["losses"]) == 3
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     costs = rows(run / "metrics" / "performance.csv")
+    assert [row["scale"] for row in costs] == ["1.0", "2.0"]
     weights = sum(x.numel() for x in a4_full.UNet(a4_full.Config(), 64).parameters())
-    assert [(row["scale"], int(row["parameters"])) for row in costs] == [
-        ("1.0", weights),
-        ("2.0", weights),
-    ]
+    assert config["parameters"] == int(costs[0]["parameters"]) == weights
 
 
 def test_the_samples_are_one_table_with_a_row_for_each_image(finished):
@@ -114,7 +111,7 @@ def test_every_script_leaves_its_files_is_complete_and_draws(others, finished, h
     for path in run.rglob("*.png"):
         picture = imread(path)
         assert min(picture.shape[:2]) > 90 and picture.std() > 0.02, path.name
-    assert [*rows(run / CURVE)[0]][1:-1] == LOSSES.get(script, ["loss"])
+    assert [*rows(run / CURVE)[0]][1:-1] == LOSSES.get(script, "loss").split()
     table = table_of(folder, script)
     kinds = {"trained", "held-out", "words"} if text else {"unconditional"}
     assert {*table["kind"].tolist()} == kinds
@@ -264,6 +261,75 @@ def test_fresh_starts_over_and_moves_the_earlier_run_aside(others, here, tmp_pat
     shutil.rmtree(run / "checkpoints")
     here(f"a0_uncond.py {SMALL} --seed 5", copy)
     assert (table_of(copy, "a0_uncond")["images"] != old).any()
+
+
+STEPS = "--train-steps 40 --batch-size 8 --samples 20 --sample-steps 2"
+# Before the training: gradients of two processes with other images are averaged.
+CODE = """
+import os, signal, sys, torch, a1_cond, common
+from kit.files import RANK
+
+class Run(common.Run):
+    def load_data(self):
+        model = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.ones_(model.weight)
+        self.parallel(model)(torch.tensor([[1.0, 2.0 + 4 * RANK]])).sum().backward()
+        assert model.weight.grad.tolist() == [[1.0, 4.0]], model.weight.grad
+        return super().load_data()
+
+common.Run, true_loss, calls = Run, a1_cond.diffusion_loss, []
+def loss(model, x_0, alphas_bar):
+    calls.append(1)
+    assert len(x_0) == 4, "each process takes half of a batch"
+    if len(calls) == 5 and RANK == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return true_loss(model, x_0, alphas_bar)
+a1_cond.diffusion_loss = loss
+try:
+    a1_cond.main(sys.argv[1:])
+except SystemExit as stop:
+    print(f"ended with {stop.code}")
+torch.distributed.barrier()
+assert torch.load("results/mnist/a1_cond/checkpoints/last.pt")["step"] == 20
+a1_cond.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run of two processes, of which one was asked to stop at step 5; then resumed. -> folder"""
+    place = tmp_path_factory.mktemp("two")
+    warm(place)
+    (place / "both.py").write_text(CODE)
+    line = "-m torch.distributed.run --standalone --nproc-per-node 2 both.py".split()
+    done = subprocess.run([sys.executable, *line, *STEPS.split()], cwd=place, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    said = "saved at step 20 of 40", "from step 20 of 40", "ended with 143"
+    assert [done.stdout.count(x) for x in said] == [1, 1, 2], done.stdout
+    return place
+
+
+def test_two_processes_resume_without_a_gap_and_leave_all_files(two):
+    run, checkpoint = run_folder(two, "a1_cond"), torch.load(last_of(two, "a1_cond"))
+    assert [row["step"] for row in rows(run / "metrics" / "loss.csv")] == ["20", "40"]
+    assert checkpoint["config"]["processes"] == 2
+    assert not [x for x in checkpoint["model"] if x.startswith("module.")]
+    assert {"samples.npz", "prompts.png"} <= {path.name for path in (run / "images").iterdir()}
+
+
+def test_what_they_generate_is_what_one_process_generates(two, here, tmp_path, monkeypatch):
+    last = last_of(tmp_path, "a1_cond")
+    last.parent.mkdir(parents=True)
+    last.write_bytes(last_of(two, "a1_cond").read_bytes())
+    monkeypatch.setattr(a1_cond, "train", lambda *_: pytest.fail("it trains"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here(f"a1_cond.py {STEPS}", tmp_path)
+    torch.set_num_threads(threads)
+    paths = [run_folder(x, "a1_cond") / "images" / "samples.npz" for x in (tmp_path, two)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 DRAW = "a4_full.py --n 2 --sample-steps 2 --prompt"

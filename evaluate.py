@@ -70,17 +70,14 @@ def find_runs(config: Config) -> dict[Path, dict]:
             say(f"left out: {folder}, which learned other classes than {next(iter(found))}")
         else:
             found[folder] = run
-    hidden = [path for x in (name, f"*/{name}", f"{name}/[!.]*") for path in config.out.glob(x)]
-    hidden = [x for x in hidden if x.is_dir() and not os.access(x, os.R_OK | os.X_OK)]
-    hidden = [f"{folder} may not be read" for folder in hidden]
-    if hidden:
-        say(f"left out: {', '.join(hidden)}")
+    for path in (x for y in (name, f"*/{name}", f"{name}/[!.]*") for x in config.out.glob(y)):
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            say(f"left out: {path}, which may not be read")
     names = [folder.name for folder in found]
     for name in wanted or names or ["a4_full"]:
         if name not in names:
             first = f"python {name}.py --dataset {config.dataset}"
-            first = hidden[0] if hidden else f"first: {first}"
-            raise UserError(f"no samples of {name} in {config.out / config.name}; {first}")
+            raise UserError(f"no samples of {name} in {config.out / config.name}; first: {first}")
     config.emnist_split, config.per_class = chosen["emnist_split"], chosen["per_class"]
     config.classes = tuple(chosen["classes"])
     if class_names(config) != config.classes:
@@ -108,8 +105,7 @@ def is_measured(folder: Path, config: Config) -> bool:
     row = pd.read_csv(here / "fid_scores.csv", dtype=str).iloc[0]
     samples, known = (zlib.crc32(x.read_bytes()) for x in (folder / "images/samples.npz", network))
     wanted = str(samples), f"{known:08x}", config.extractor
-    same = (*row[["samples_crc32", "judge_crc32", "extractor"]],) == wanted
-    same = same and {*TABLES["fid_scores"].split()} <= {*row.index}  # measured by this version
+    same = (*row[["samples_crc32", "judge_crc32", "extractor"]],) == wanted and "fd_style" in row
     return same and config.clip in ("auto", row["text_encoder"])
 
 
@@ -123,12 +119,6 @@ def distances(seen: dict, real: dict) -> dict[str, float]:
         values.append(common.frechet_distance(seen["components"], real["components"]))
         values.append(common.frechet_distance(scaled(seen["style"]), scaled(real["style"])))
     return dict(zip(TABLES["fid_scores"].split(), values))
-
-
-def states(config: Config, style: np.ndarray, chosen: dict) -> np.ndarray:
-    """Measures of images (n, 4) -> int8 (n, len(chosen)), as kit/attributes.py defines them."""
-    columns = [STYLE.index(name) for name in attributes.measures_of(config)]
-    return attributes.states(config, style[:, columns], chosen)
 
 
 class Evaluator:
@@ -174,9 +164,8 @@ class Evaluator:
         features, read = self.apply(self.judge.see, f"judge {self.judge.crc32:08x}", pixels)
         if self.config.extractor == "inception":
             features = self.apply(self.inception, "inception", pixels)
-        style = self.measured(pixels, [*STYLE])
-        seen = {"features": features, "read": read, "style": style}
-        return seen | {"components": self.components(pixels)}
+        seen = {"features": features, "read": read, "components": self.components(pixels)}
+        return seen | {"style": self.measured(pixels, [*STYLE])}
 
     def look(self, pixels, labels, prompts, training) -> dict[str, np.ndarray]:
         """Images uint8 (n, 28, 28), their classes and prompts -> what each is by itself."""
@@ -185,8 +174,8 @@ class Evaluator:
             seen["embeddings"] = self.apply(self.embed, f"CLIP {self.clip.crc32:08x}", pixels)
         if training is not None:
             seen["nearest"], seen["distances"] = self.nearest(pixels, training[0].numpy())
-            held_out, n = self.reference["pixels"], len(self.reference["pixels"])
-            as_many, _ = metrics.round_the_classes(*training, len(self.names), n)
+            held_out = self.reference["pixels"]
+            as_many, _ = metrics.round_the_classes(*training, len(self.names), len(held_out))
             near = [self.nearest(pixels, x)[1][:, 0] for x in (as_many, held_out[: len(as_many)])]
             seen["nearer"] = near[0] < near[1]
         return seen
@@ -232,12 +221,15 @@ class Evaluator:
     def obedience(self, samples: dict, seen: dict, chosen: dict, facts: dict) -> pd.DataFrame:
         """A row for each scale and for each combination of attributes that prompts ask for."""
         words, rows = [tuple(pair) for pair in chosen.values()], []
-        real = states(self.config, self.measured(self.real[0], [*STYLE]), chosen)
+        first = STYLE.index(attributes.measures_of(self.config)[0])
+        about = slice(first, first + 2)  # the two measures that words are about
+        real = self.measured(self.real[0], [*STYLE])[:, about]
+        real = attributes.states(self.config, real, chosen)
         right = seen["read"] == samples["labels"]
         asking = samples["kind"] == "words"
         for scale in dict.fromkeys(samples["scale"][asking].tolist()):
             i = asking & (samples["scale"] == scale)
-            shown = states(self.config, seen["style"][i], chosen)
+            shown = attributes.states(self.config, seen["style"][i][:, about], chosen)
             for asked, row in metrics.obedience(samples["asked"][i], shown, right[i]).items():
                 kind = ("nothing", "one word", "said pair")[sum(map(abs, asked))]
                 kind = "held-out pair" if asked == captions.HELD_OUT else kind

@@ -95,8 +95,8 @@ def read_texts(clip: Clip, crc32: int, texts: list[str], words: int) -> np.ndarr
     for vector, text in zip(vectors, bar):  # one by one: no vector depends on other texts
         tokens = tokenize([readable(text)]).to(clip.device)
         vector[0] = F.normalize(clip.model.encode_text(tokens), dim=-1)[0]
-        n = min(words, int(tokens.argmax()))  # to END, whose id is the highest; beyond it all is 0
-        vector[1 : 1 + n] = seen.pop()[0, 1 : 1 + n]
+        for word, state in zip(vector[1 : 1 + int(tokens.argmax())], seen.pop()[0, 1:]):  # to END
+            word[: len(state)] = state[: len(word)]
     hook.remove()
     return (vectors if words else vectors[:, 0]).numpy()
 

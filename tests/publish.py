@@ -149,8 +149,8 @@ NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*(?:\.\d+)?)( ?%)?(?![\w.,
 @cache
 def told(names: str) -> list[tuple[str, str]]:
     """The numbers in the tables of the studies among names, in the rows of the scripts there."""
-    studies, cells = {*names.split()} & {*STUDIES}, []
-    for make, study in itertools.product(TABLES.values(), studies):
+    tables, cells = (partial(measured, titles=[*COLUMNS]), words, changes), []
+    for make, study in itertools.product(tables, {*names.split()} & {*STUDIES}):
         for script, *row in make(study).to_numpy().tolist():
             cells += row if re.search(r"\w+", script)[0] in names.split() else []
     return NUMBER.findall(" ".join(cells))

@@ -81,6 +81,7 @@ STUDIES = {
             "a4_no_pair",
             "a4_null",
         ),
+        (0, 1, 2, 3, 4),
         choices=True,
     ),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),

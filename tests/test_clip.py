@@ -52,6 +52,22 @@ def test_a_jit_archive_and_a_state_dict_are_read_as_by_openais_model(files):
         assert pixels[0, :, 5, 5].tolist() == pytest.approx(expected, abs=1e-3)
 
 
+def test_words_are_the_last_layers_tokens_and_zero_beyond_the_end(files):
+    texts = ["seven", "a thick seven leaning left " * 4]
+    for name in ("tiny", files / "jit.pt"):  # which has more numbers in a token than in a vector
+        clip = ours.load_clip(data_args(clip=str(name)), CPU, words=9)
+        sentences, (short, long) = load(name).encode_text(texts), clip.encode_text(texts)
+        assert (
+            torch.equal(torch.stack([short[0], long[0]]), sentences) and short.shape == long.shape
+        )
+        assert short.shape == (10, clip.dim) and short[1:3].any(1).all() and not short[3:].any()
+        assert long.any(1).all(), "cut off after nine"
+        tokens, seen = ours.tokenize(texts[1:]), []
+        clip.model.ln_final.register_forward_hook(lambda *args, seen=seen: seen.append(args[-1]))
+        clip.model.encode_text(tokens)
+        assert (long[1:] - seen[0][0, 1:10, : clip.dim]).abs().max() < 1e-5
+
+
 def test_neither_torchvision_nor_pkg_resources_is_needed(monkeypatch):
     """The newest setuptools have no pkg_resources, and a broken torchvision stops no script."""
     for name in ("pkg_resources", "torchvision", "torchvision.transforms"):

@@ -336,9 +336,9 @@ def test_a_run_that_may_not_be_read_is_named(measured, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, how: Path(path) != closed and access(path, how))
     seen = lambda path, how: [x for x in glob(path, how) if closed not in x.parents]  # noqa: E731
     monkeypatch.setattr(Path, "glob", seen)
-    with pytest.raises(UserError, match="no samples of a4_full.*a4_full may not be read"):
+    with pytest.raises(UserError, match="no samples of a4_full"):
         evaluate.find_runs(evaluate.Config.parse(["a4_full", *flags(measured)]))
-    assert "left out: " in capsys.readouterr().err
+    assert f"left out: {closed}, which may not be read" in capsys.readouterr().err
 
 
 def test_a_run_is_measured_again_only_if_something_changed(measured):

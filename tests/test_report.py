@@ -149,7 +149,7 @@ def test_rows_csv_has_all_numbers_of_each_seed(reported):
     run = rows[(rows["model"] == "a4_full") & (rows["scale"] == 3)]
     assert {*zip(run["kind"], run["seed"])} == {*itertools.product(("held-out", "trained"), (0, 1))}
     assert sorted(run["sample_images_per_second"].fillna(0)) == [0, 0, 73.5, 73.5]
-    assert (run["kid_x1000"] > 1).all() and (run["train_steps"] == 100).all()
+    assert (run["kid_x1000"] > 1).all()
     assert {*rows.loc[rows["scale"].isna(), "model"]} == {"real images", "noise"}
     assert {*rows["judge_crc32"]} == {"00123456"} and {*rows["least_class"]} == {"null"}
     assert len(pd.read_csv(out / "compare" / "metrics" / "asked.csv")) == 9 * (3 * 3 + 2)

@@ -21,13 +21,9 @@ from test_readme import ENGLISH, TEXTS
 MARK = re.compile(r"<!-- (results/[\w.]+\.csv(?:, results/[\w.]+\.csv)*)(?:: (.+))? -->")
 # A number with its unit; none inside a name (a4, ViT-B/32, 2-D).
 DIGITS = r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?"
-NUMBER = re.compile(
-    rf"(?<![\w./-])(?P<digits>{DIGITS})(?![\w-]*[A-Za-z])"
-    r" ?(?P<unit>%|min\b|h\b|GB\b)?",
-    re.ASCII,
-)
+NUMBER = re.compile(rf"(?<![\w./-])({DIGITS})(?![\w-]*[A-Za-z]) ?(%|min\b|h\b|GB\b)?", re.ASCII)
 # What a number of the file may be multiplied by to be printed with this unit.
-FACTORS = {"%": (100,), "GB": (1, 1e-3), None: (1, 100), "min": (1, 1 / 60), "h": (1, 1 / 3600)}
+FACTORS = {"%": (100,), "GB": (1, 1e-3), "": (1, 100), "min": (1, 1 / 60), "h": (1, 1 / 3600)}
 ABOUT = "hardware date command samples_crc32 judge_crc32".split()  # columns without a result
 SETTINGS = ["scale", "n", "sample_steps", "train_steps", "batch_size", "images a step", "steps"]
 
@@ -46,8 +42,7 @@ def blocks(text):
 
 def numbers(cell):
     """-> (text, unit) of each number outside code, links, and sizes such as 14 x 14."""
-    plain = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(\d+) x \1\b", "", cell)
-    return [(match["digits"], match["unit"]) for match in NUMBER.finditer(plain)]
+    return NUMBER.findall(re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(\d+) x \1\b", "", cell))
 
 
 def value(text):
@@ -57,8 +52,8 @@ def value(text):
 
 def rounds_to(number, digits, unit):
     wanted, half = value(digits), 0.5 * 10 ** -len(digits.partition(".")[2])
-    is_share = 0 < abs(number) < 1 and digits.isdigit()  # never printed as 0 or 1
-    factors = [k for k in FACTORS[unit] if k > 1 or not is_share]
+    share = 0 < abs(number) < 1 and digits.isdigit()  # never printed as 0 or 1
+    factors = [k for k in FACTORS[unit] if k > 1 or not share]
     return any(abs(number * k - wanted) <= half + 1e-9 for k in factors)
 
 

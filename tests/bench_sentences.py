@@ -11,7 +11,6 @@ with a4, so that shares are known to 1 %: docs/results/words.csv.
 
 import importlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -88,7 +87,7 @@ def words_of_a4(reader: judge.Judge) -> list[dict]:
     return rows
 
 
-def save_cosines(path: Path, encoders: dict) -> None:
+def save_cosines(encoders: dict) -> None:
     """Of COMPARED, as the models read them: without the mean of all training sentences."""
     config = a2_clip.Config()
     figure = Figure(figsize=(6.2 * len(encoders), 6), layout="constrained")
@@ -105,7 +104,7 @@ def save_cosines(path: Path, encoders: dict) -> None:
         axes.set_xticks(places, COMPARED, rotation=90)
         axes.set_yticks(places, COMPARED)
         axes.set_title(name)
-    save_figure(path, figure, dpi=110)
+    save_figure(ROOT / "assets" / "cosines.png", figure, dpi=110)
 
 
 def main(clip: str = "tiny") -> None:
@@ -113,7 +112,7 @@ def main(clip: str = "tiny") -> None:
     encoders = {"bag of words (a1)": a1_cond.BagOfWords()}
     for name in dict.fromkeys(("tiny", clip)):
         encoders[f"CLIP: {name}"] = common.load_clip(a2_clip.Config(clip=name), CPU)
-    save_cosines(ROOT / "assets" / "cosines.png", encoders)
+    save_cosines(encoders)
     reader, rows, shown = judge.load_judge(a2_clip.Config(), CPU), [], {}
     for script in MODELS:
         found, shown[script] = rows_of(script, reader)

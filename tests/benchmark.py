@@ -1,4 +1,4 @@
-"""Seconds of training, sampling, --prompt, --help and import on this machine. No test.
+"""Seconds of training, sampling and --prompt on this machine. No test.
 
 python tests/benchmark.py                                   every script in a few steps; 4 minutes
 python tests/benchmark.py --scripts a4_full --steps 4600 --samples 2000     the main job
@@ -25,12 +25,7 @@ from study import RESULTS, SEVEN, hardware
 from kit.files import save_table
 
 OUT = Path("results/benchmark")
-SHORT = {  # commands without training, as docs/performance.md names them
-    "from the start of a --prompt command to its end, 16 images":
-        ["a4_full.py", "--prompt", "a handwritten seven", "--n", "16"],
-    "from the start of a --help command to its end": ["a4_full.py", "--help"],
-    "import of a script": ["-c", "import a4_full"],
-}  # fmt: skip
+PROMPT = ["a4_full.py", "--prompt", "a handwritten seven", "--n", "16"]
 
 
 def seconds(words: list[str]) -> float:
@@ -64,9 +59,9 @@ def main(
 ) -> None:
     """samples: images at each guidance scale. write: replace rows of performance.csv."""
     rows = [(x, *row) for x in scripts for row in measure(x, steps, samples)]
-    for what, words in SHORT.items():
-        times = [seconds(words) for _ in range(4)]  # the first one warms up
-        rows.append((what, "time", "", statistics.median(times[1:]), "s"))
+    times = [seconds(PROMPT) for _ in range(4)]  # the first one warms up
+    what = "from the start of a --prompt command to its end, 16 images"
+    rows.append((what, "time", "", statistics.median(times[1:]), "s"))
     table = pd.DataFrame(rows, columns="what metric condition value unit".split())
     table["value"] = table["value"].map("{:.4g}".format)
     print(table.to_markdown(index=False, disable_numparse=True))

@@ -28,7 +28,7 @@ COLUMNS = {  # title -> column of study.csv, how it is written
 NO_FID = ["diversity (of real)", "train on samples", "right", HELD_OUT]
 TITLES = {"quality": [*COLUMNS][:7], "obedience": [*COLUMNS][7:11], "no FID": NO_FID}
 TITLES["few"] = ["FID", "coverage", *NO_FID]
-CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("eta0", "steps6", "steps50"), "a4_full")
+CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
 CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
 diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
 right, held-out phrasings=未见过的句式|CLIP similarity=CLIP 相似度|wrong prompts=错误提示词|
@@ -37,9 +37,6 @@ leaning right=leaning right（右倾）|one word=一个属性词|said pair=训�
 held-out pair=未见过的组合|without asking=不提要求时|digit=数字正确|change=改动|
 real images=真实图像|noise=噪声|throughout=全程引导"""
 CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
-
-
-# ── Tables ──
 
 
 @cache
@@ -137,9 +134,6 @@ def brought(study: str) -> pd.DataFrame:
 TABLES = {name: partial(measured, titles=titles) for name, titles in TITLES.items()}
 TABLES |= {"words": words, "changes": changes, "brought": brought}
 
-
-# ── Sentences ──
-
 SAID = re.compile(
     r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S
 )
@@ -170,8 +164,6 @@ def unfounded(text: str) -> list[str]:
                 wrong.append(f"{digits}{unit} in: {sentences[:60]}")
     return wrong
 
-
-# ── Pages ──
 
 MARKED = re.compile(r"(<!-- study: ([\w ]+?) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 

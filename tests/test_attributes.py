@@ -151,6 +151,15 @@ def test_a_word_goes_with_the_other_state_as_often_as_in_the_data(digits):
             assert abs(share - (of_data == other).float().mean().item()) < 0.02, (k, value, other)
 
 
+def test_one_attribute_alone_has_no_held_out_pair(digits, monkeypatch):
+    """As where all images are equally thick."""
+    one = with_states(data_args(), digits.states, monkeypatch, ("slant",), WORDS[1:])
+    high = one.states[:, 0] == 1
+    said = one.mention(high.nonzero()[:, 0])
+    assert said.shape[1] == 1 and said.float().mean() == pytest.approx(2 / 3, abs=0.03)
+    assert len(one.turns) == (3 ** (one.states != 0)).sum()
+
+
 def test_images_of_the_held_out_pair_can_be_left_out_altogether(digits, monkeypatch):
     monkeypatch.setattr(captions, "HELD_OUT_TURNS", 0)
     none = with_states(data_args(), digits.states, monkeypatch)

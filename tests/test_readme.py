@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,12 +55,6 @@ def test_a_readme_is_short():
     assert max(len(TEXTS[x].splitlines()) for x in (ENGLISH[0], CHINESE[0])) <= 230
 
 
-def anchors(text):
-    """What GitHub makes of the headings."""
-    heads = re.findall(r"^#+ (.*)$", text.lower(), re.M)
-    return {re.sub(r"[^\w\- ]", "", head.strip()).replace(" ", "-") for head in heads}
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere_and_no_path_is_of_one_machine(name):
     links = re.findall(r"\]\((?!https://)([^)\s]+)\)", TEXTS[name])
@@ -68,7 +63,11 @@ def test_links_lead_somewhere_and_no_path_is_of_one_machine(name):
         path, _, anchor = target.partition("#")
         file = (ROOT / name).parent / path if path else ROOT / name
         assert file.exists(), target
-        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+        if not anchor:
+            continue
+        heads = re.findall("^#+ (.*)$", file.read_text(encoding="utf-8").lower(), re.M)
+        anchors = [re.sub(r"[^\w\- ]", "", head.strip()).replace(" ", "-") for head in heads]
+        assert anchor in anchors, f"{target}: what GitHub makes of the headings"
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -88,13 +87,14 @@ SMALL = "--train-steps 2 --batch-size 4 --samples 10"
 
 def small(script, flags):
     """The same command in a few steps."""
-    if "--help" in flags or script in ("compare.py", "colab/build.py", "evaluate.py", "-m"):
-        return flags
-    if script.endswith("py") and not script.startswith("tests/"):
-        flags = flags + (SMALL.split() if "--prompt" not in flags else [])
-        if script not in ("cgan.py", "cvae.py"):
-            return [*flags, "--sample-steps", "2" if "--sample-steps" in flags else "1"]
-    return flags
+    if script == "-m":
+        return [*flags, "--train-steps", "2"]
+    if "--help" in flags or script in ("compare.py", "evaluate.py"):
+        return [script, *flags]
+    flags = flags + (SMALL.split() if "--prompt" not in flags else [])
+    if script not in ("cgan.py", "cvae.py"):
+        flags += ["--sample-steps", "2" if "--sample-steps" in flags else "1"]
+    return [script, *flags]
 
 
 @pytest.mark.usefixtures("coarse_figures")
@@ -112,28 +112,22 @@ def test_every_command_works(here, tmp_path, monkeypatch, host, google):  # noqa
     done = set()
     lines = [line for name in ENGLISH for line in commands(name)]
     for command in sorted(lines, key=lambda line: "kit.tiny_clip" not in line):
-        program, script, *flags = [*command.split(), ""]
+        program, script, *flags = shlex.split(command)
         if program == "pip" or command.startswith("python -m pytest") or command in done:
             continue  # .ci/run, or was run
         done.add(command)
-        if program == "torchrun":  # which test_processes.py starts; here, by one
-            started = torch.distributed.run.parse_args([script, *flags[:-1]])
+        if program == "torchrun":  # which test_run.py starts; here, by one
+            started = torch.distributed.run.parse_args([script, *flags])
             assert started.nproc_per_node == "2"
             script, flags = started.training_script, [*started.training_script_args]
-            here([script, *small(script, flags), "--out", "by_one"], tmp_path)
+            flags += ["--out", "by_one"]
+        if program in ("python", "torchrun") and script != "colab/build.py":
+            here(small(script, flags), tmp_path)
             continue
-        if program != "python" or script == "colab/build.py":
-            made_by_runs = program == "mkdir" or "results" in command
-            line = command.replace("python", sys.executable)
-            folder = tmp_path if made_by_runs else copy
-            ran = subprocess.run(line, shell=True, cwd=folder, capture_output=True)
-            assert ran.returncode == (program in ("diff", "git")), command
-            continue
-        typed = re.findall(r'"[^"]*"|\S+', command)[2:]
-        flags = small(script, [word.strip('"') for word in typed])
-        if script == "-m":
-            script, flags = flags[0], [*flags[1:], "--train-steps", "2"]
-        here([script.replace("tests/", ""), *flags], tmp_path)
+        folder = tmp_path if program == "mkdir" or "results" in command else copy
+        line = command.replace("python", sys.executable)
+        ran = subprocess.run(line, shell=True, cwd=folder, capture_output=True)
+        assert ran.returncode == (program in ("diff", "git")), command
     made = {path.name for path in (tmp_path / "results" / "mnist").iterdir()}
     assert made >= {"a0_uncond", "a5_mine", "cgan", "cvae", "compare"}
     assert len([*copy.glob("colab/*.ipynb")]) == 9, "a notebook for each script, mine too"

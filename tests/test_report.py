@@ -149,12 +149,9 @@ def test_rows_csv_has_all_numbers_of_each_seed(reported):
     run = rows[(rows["model"] == "a4_full") & (rows["scale"] == 3)]
     assert {*zip(run["kind"], run["seed"])} == {*itertools.product(("held-out", "trained"), (0, 1))}
     assert sorted(run["sample_images_per_second"].fillna(0)) == [0, 0, 73.5, 73.5]
-    assert (run["kid_x1000"] > 1).all()
     assert {*rows.loc[rows["scale"].isna(), "model"]} == {"real images", "noise"}
     assert {*rows["judge_crc32"]} == {"00123456"} and {*rows["least_class"]} == {"null"}
     assert len(pd.read_csv(out / "compare" / "metrics" / "asked.csv")) == 9 * (3 * 3 + 2)
-    means = pd.read_csv(out / "cfg_scale" / "metrics" / "cfg_scale.csv")
-    assert means["fid_std"].isna().tolist() == [False] * 3 + [True] * 3
 
 
 def test_the_page_shows_all_figures_and_needs_nothing_from_elsewhere(reported):
@@ -172,9 +169,6 @@ def test_runs_measured_by_two_judges_are_one_clear_line(tmp_path, monkeypatch):
     path = write_run(tmp_path, "a2_clip") / "metrics" / "fid_scores.csv"
     path.write_text(path.read_text().replace("00123456", "00654321"))
     with pytest.raises(UserError, match="more than one judge_crc32: 00123456, 00654321; first"):
-        compared(tmp_path, monkeypatch)
-    path.write_text("")
-    with pytest.raises(UserError, match="metrics cannot be read .*; give the command of a2_clip"):
         compared(tmp_path, monkeypatch)
 
 

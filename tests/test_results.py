@@ -59,8 +59,7 @@ def rounds_to(number, digits, unit):
 
 @functools.cache
 def read(name):
-    with open(ROOT / "docs" / name, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader((ROOT / "docs" / name).read_text(encoding="utf-8").splitlines()))
 
 
 def text_columns(rows):

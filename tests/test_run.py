@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
@@ -135,16 +134,14 @@ def test_importing_a_script_does_nothing(tmp_path):
     assert done.returncode == 0 and not (done.stdout + done.stderr).strip(), done.stderr
 
 
-OFTEN = "import sys, kit.run, a4_full; kit.run.SAVE_EVERY = 0; a4_full.main(sys.argv[1:])"
-
-
 def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
     finished, tmp_path, here
 ):
     """While it trains, a second process gets one line."""
     last = last_of(tmp_path)
     warm(tmp_path)
-    line = [sys.executable, "-c", OFTEN, *TINY.split()[1:]]
+    often = "import sys, kit.run, a4_full; kit.run.SAVE_EVERY = 0; a4_full.main(sys.argv[1:])"
+    line = [sys.executable, "-c", often, *TINY.split()[1:]]
     process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not last.exists() and process.poll() is None:
         time.sleep(0.002)
@@ -164,14 +161,20 @@ def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+class Killed(BaseException):
+    """As SIGKILL: nothing that would come after it happens."""
+
+
 def interrupt(monkeypatch, place, name, call, how):
-    """Do how() in that call of a function. -> a list that has an entry for each call."""
+    """Raise a signal or Killed in that call of a function. -> a list with an entry for each call"""
     true, calls = getattr(place, name), []
 
     def function(*args):
         calls.append(1)
+        if len(calls) == call and how is Killed:
+            raise Killed
         if len(calls) == call:
-            how()
+            signal.raise_signal(how)
         return true(*args)
 
     monkeypatch.setattr(place, name, function)
@@ -180,8 +183,7 @@ def interrupt(monkeypatch, place, name, call, how):
 
 def test_ctrl_c_finishes_the_step_and_saves(finished, here, tmp_path, monkeypatch):
     before = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
-    ctrl_c = partial(signal.raise_signal, signal.SIGINT)
-    interrupt(monkeypatch, a4_full, "diffusion_loss", 25, ctrl_c)
+    interrupt(monkeypatch, a4_full, "diffusion_loss", 25, signal.SIGINT)
     done = here(TINY, tmp_path, check=130)
     assert "saved at step 25 of 60" in done.stderr.splitlines()[-1]
     assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
@@ -194,19 +196,11 @@ def test_ctrl_c_finishes_the_step_and_saves(finished, here, tmp_path, monkeypatc
 
 def test_sigterm_counts_as_ctrl_c_and_a_gan_resumes_too(others, here, tmp_path, monkeypatch):
     """Two networks, two optimisers, the moving average."""
-    command, sigterm = f"cgan.py {OTHERS['cgan']}", partial(signal.raise_signal, signal.SIGTERM)
-    interrupt(monkeypatch, cgan.common, "to_images", 2, sigterm)
+    command = f"cgan.py {OTHERS['cgan']}"
+    interrupt(monkeypatch, cgan.common, "to_images", 2, signal.SIGTERM)
     assert "saved at step 2 of 4" in here(command, tmp_path, check=143).stderr
     assert "resuming from step 2 of 4" in here(command, tmp_path).stderr
     assert bytes_of(tmp_path, "cgan") == bytes_of(others, "cgan")
-
-
-class Killed(BaseException):
-    """As SIGKILL: nothing that would come after it happens."""
-
-
-def kill():
-    raise Killed
 
 
 def test_killed_while_it_samples_it_resumes_after_the_last_group(finished, copy, here, monkeypatch):
@@ -214,7 +208,7 @@ def test_killed_while_it_samples_it_resumes_after_the_last_group(finished, copy,
     shutil.rmtree(run / "images")
     (run / "metrics" / "performance.csv").unlink()
     monkeypatch.setattr(a4_full, "train", lambda *_: pytest.fail("it trains"))
-    calls = interrupt(monkeypatch, a4_full, "sample", 4, kill)  # in the fourth of five groups
+    calls = interrupt(monkeypatch, a4_full, "sample", 4, Killed)  # in the fourth of five groups
     with pytest.raises(Killed):
         here(TINY, copy)
     assert not (run / SAMPLES).exists() and "complete" not in here(TINY, copy).stderr
@@ -263,7 +257,7 @@ def test_fresh_starts_over_and_moves_the_earlier_run_aside(others, here, tmp_pat
     assert (table_of(copy, "a0_uncond")["images"] != old).any()
 
 
-STEPS = "--train-steps 40 --batch-size 8 --samples 20 --sample-steps 2"
+STEPS = SMALL.replace("--train-steps 4", "--train-steps 40")
 # Before the training: gradients of two processes with other images are averaged.
 CODE = """
 import os, signal, sys, torch, a1_cond, common

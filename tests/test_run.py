@@ -362,3 +362,17 @@ def test_a_trained_run_draws_prompts_and_adds_a_picture_alone(copy, here):
     checkpoint = torch.load(last_of(copy), weights_only=True)
     torch.save(checkpoint | {"step": 30}, last_of(copy))
     assert "30 of 60" in here(f"{DRAW} 7", copy).stderr, "it is trained in part"
+
+
+def test_the_variables_of_torchrun_without_torchrun_mean_nothing(tmp_path):
+    warm(tmp_path)
+    code = f"""
+import a0_uncond, a4_full
+a0_uncond.main({SMALL.split()})
+a4_full.main(["--prompt", "seven", "--n", "1", "--sample-steps", "2"])
+"""
+    env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29517"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | env,
+                          capture_output=True, text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 0 and (tmp_path / done.stdout.strip()).exists(), done.stderr
+    assert torch.load(last_of(tmp_path, "a0_uncond"), weights_only=True)["step"] == 4

@@ -31,7 +31,7 @@ def cosine_alphas_bar(device: torch.device | str = "cpu") -> torch.Tensor:
 
 def inception_features(device: torch.device):
     """-> a function: pixels uint8 (n, 28, 28) -> features (n, 2048), before the last layer."""
-    from torchvision.models import inception_v3  # the scripts do without torchvision
+    from torchvision.models import inception_v3  # slow to import, and needed here only
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.split("/")[-1]
     path = download(INCEPTION, path, path.stem.split("-")[-1])

@@ -29,7 +29,7 @@ from kit.samples import PLAIN, load_samples
 from kit.words import TRAIN_TEMPLATES, class_names, phrasings
 
 REFERENCE = 5000  # images in the reference and in the real images beside it, at most
-LEAST = 200  # with a smaller reference FID and its like mean nothing
+LEAST = 200  # with a smaller reference, FID and similar metrics mean nothing
 SHOWN = 26  # images of a group that a picture shows beside their nearest training images
 LEARNED = "classes", "emnist_split", "per_class"  # must be the same in runs that are compared
 STYLE = "thickness", "slant", "ink", "shape"  # measures of kit/attributes.py
@@ -47,7 +47,7 @@ TABLES = {  # file -> its columns, besides KEYS
 class Config(DataConfig):
     models: tyro.conf.Positional[tuple[str, ...]] = ()  # such as a4_full; none: every run found
     out: Path = Path("results")  # where runs are kept
-    extractor: Literal["judge", "inception"] = "judge"  # whose features FID is made of
+    extractor: Literal["judge", "inception"] = "judge"  # whose features FID compares
     clip: str = "auto"  # for clip_similarity: tiny, ViT-B/32 or a file
     device: str = "auto"  # cpu, cuda, ...
 
@@ -122,7 +122,7 @@ def distances(seen: dict, real: dict) -> dict[str, float]:
 
 
 class Evaluator:
-    """Measures images against held-out real ones. What takes long is cached in --data-dir."""
+    """Measures images against held-out real ones. Slow results are cached in --data-dir."""
 
     def __init__(self, config: Config):
         self.config, self.names = config, config.classes
@@ -141,7 +141,7 @@ class Evaluator:
         if not half:
             raise UserError(f"{config.dataset}: a class has fewer than 2 held-out images")
         if half < LEAST:
-            say(f"FID and its like take {LEAST} held-out images, not {half}: empty")
+            say(f"{half} held-out images, not {LEAST}: FID and similar metrics are left empty")
         self.diversity = pd.Series(metrics.mse_diversity(*self.held_out))
         pixels = self.held_out[0][:half]
         self.components = metrics.components(pixels)
@@ -156,7 +156,7 @@ class Evaluator:
         return self.clip.encode_image(to_images(torch.from_numpy(pixels))).cpu().numpy()
 
     def see(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 (n, 28, 28) -> what the witnesses see, a row for each image.
+        """uint8 (n, 28, 28) -> measurements by networks and formulas, a row for each image.
 
         features (n, d) of the extractor, read (n,): the class that the judge reads, components
         (n, 64) of the pixels, style (n, 4): STYLE, as kit/attributes.py measures it.

@@ -73,7 +73,7 @@ def measured(config, pixels: np.ndarray) -> np.ndarray:
 
 def measure_all(pixels: np.ndarray, names: list[str]) -> np.ndarray:
     parts, measures = np.split(pixels, range(500, len(pixels), 500)), [globals()[x] for x in names]
-    bar = progress(parts, "measuring attributes", unit="500 images")
+    bar = progress(parts, "measuring attributes", unit="batch")
     return np.concatenate([np.stack([measure(x) for measure in measures], 1) for x in bar])
 
 

@@ -13,7 +13,7 @@ HELD_OUT_TURNS = 5  # how often such an image is drawn; 0 leaves them out of tra
 
 
 def combinations(attributes: int) -> list[tuple[int, ...]]:
-    """All that prompts may ask for: per attribute -1 low, 1 high, 0 nothing. HELD_OUT is last."""
+    """What a prompt can ask for: per attribute -1 low, 1 high, 0 nothing. HELD_OUT is last."""
     every = product((0, -1, 1), repeat=attributes)
     return sorted(every, key=lambda asked: (sum(map(abs, asked)), asked == HELD_OUT))
 
@@ -27,7 +27,7 @@ class Captions:
     """sentences: every class in every training template, alone and with attribute words.
 
     words: the low and the high word of each attribute; chosen: the threshold of each word
-    states: the attributes of each image, int8 (N, attributes): -1 low, 1 high, 0 between
+    states: the attributes of each image, int8 (N, attributes): -1 low, 1 high, 0 in between
     """
 
     def __init__(self, config, pixels: torch.Tensor, labels: torch.Tensor, chosen: dict | None):
@@ -38,8 +38,8 @@ class Captions:
         self.labels, self.states = labels, torch.from_numpy(states).to(labels.device)
         self.words = [tuple(pair) for pair in self.chosen.values()]
         # Each word that fits an image triples the chance to draw it, and is mentioned with
-        # probability 2/3. So captions without words show all images equally often, and a word goes
-        # with each state of the other attribute as often as in the data, if HELD_OUT counts five.
+        # probability 2/3. So captions without words show all images equally often, and a word said
+        # alone goes with each state of the other attribute as often as in the data.
         turns = 3 ** (self.states != 0).sum(1)
         self.held_out = (self.states == self.states.new_tensor(HELD_OUT[: len(self.words)])).all(1)
         self.held_out &= len(self.words) == len(HELD_OUT)

@@ -132,7 +132,7 @@ def load_clip(config, device: torch.device, words: int = 0) -> Clip:
             name = "tiny"
     path = tiny_path(config) if name == "tiny" else path
     if not path.is_file():
-        first = f"python -m kit.tiny_clip --dataset {config.dataset} and the same flags trains it"
+        first = f"first: python -m kit.tiny_clip --dataset {config.dataset} (and its --classes)"
         raise UserError(f"--clip: {path} is missing{f'; {first}' if name == 'tiny' else ''}")
     clip = Clip(name, path, device, config.data_dir, words)
     if clip.learned and [*clip.learned[1]] != [*config.classes]:

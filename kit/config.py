@@ -72,7 +72,7 @@ class DataConfig:
                 raise
             box = message.getvalue().partition("│ ──")[0].splitlines()[1:]
             text = " ".join(line.strip("│ ") for line in box)
-            raise UserError(f"{text}; {cls.script}.py --help lists the flags") from None
+            raise UserError(f"{text.rstrip('.')}; {cls.script}.py --help lists the flags") from None
 
 
 @dataclass
@@ -97,8 +97,9 @@ class Config(DataConfig):
         super().__post_init__()
         self.folder = self.out / self.name / self.script
         self.checkpoint = self.folder / "checkpoints" / "last.pt"
-        if not self.scales or (self.interval and self.interval[0] > self.interval[1]):
-            raise UserError("--scales needs a number, and --interval the lower t first")
+        odd = any(width % 8 for width in getattr(self, "widths", ()))
+        if odd or not self.scales or (self.interval and self.interval[0] > self.interval[1]):
+            raise UserError("--widths: multiples of 8; --scales: any; --interval: lower t first")
         if self.prompt is not None:
             self.prompt = words.readable(self.prompt)
             if not self.prompt.strip() or not self.prompt.isprintable():

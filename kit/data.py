@@ -15,7 +15,7 @@ from kit.words import data_kind
 # split -> 20,000 and 5,000 digits of MNIST, equally many of each; missing in a notebook
 EMBEDDED = {"train": ROOT / "assets/mnist_20k.npz", "test": ROOT / "assets/mnist_test_5k.npz"}
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz"
-HAZE = 10  # networks rarely generate pure black; real backgrounds are
+HAZE = 10  # lower grey levels become 0: real backgrounds are black, generated ones nearly so
 QUICKDRAW_URL = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/"
 
 
@@ -42,7 +42,7 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 
 
 def mnist(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """MNIST's files on disk, else torchvision's download, else the 20,000 embedded digits."""
+    """Test: the embedded digits. Train: MNIST's files, else a download, else the embedded ones."""
     if split == "test" and EMBEDDED["test"].exists():  # so that results are comparable
         return *embedded_mnist("test"), "embedded"
     part = "train" if split == "train" else "t10k"

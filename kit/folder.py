@@ -11,7 +11,7 @@ from kit.files import UserError, memory, one_line, progress, say
 from kit.words import HIDDEN, class_folders, visible
 
 LEAST = 20  # minimum number of pictures of a class
-BLANK = 8  # a picture whose greys differ by less shows nothing
+BLANK = 8  # pictures with a smaller range of greys count as blank
 
 
 def pictures(config) -> list[np.ndarray]:
@@ -29,7 +29,7 @@ def pictures(config) -> list[np.ndarray]:
         groups[name], wrong = memory(config.data_dir).cache(read_pictures)(files)
         left_out += wrong
         if len(groups[name]) < LEAST:
-            why = f"{name!r} has {len(groups[name])} pictures, not {LEAST}"
+            why = f"{name!r} has {len(groups[name])} pictures, but needs {LEAST}"
             raise UserError(f"{root}: {why}; {len(left_out)} files are left out {left_out[:3]}")
         merged = f" (in {len(folders)} folders)" if len(folders) > 1 else ""
         found.append(f"{len(groups[name])} of {name}{merged}")

@@ -1,4 +1,4 @@
-"""The judge: a small CNN that reads the class of an image, and whose features FID is made of.
+"""The judge: a small CNN that reads the class of an image; FID compares its features.
 
 It has no part in what it measures: it is trained on real images alone, and of MNIST neither on the
 embedded digits, on which models are trained, nor on those for choices: see real_images(). It reads

@@ -66,7 +66,7 @@ def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
     panels = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0]))
     for (model, name), color in zip(lines, COLORS * len(lines)):
         step, loss = (np.array([float(row[x]) for row in losses[model]]) for x in ("step", name))
-        width, axes = min(15, len(loss)), panels[name != "loss"]
+        width, axes = max(1, min(15, len(loss) // 3)), panels[name != "loss"]
         axes.plot(step, loss, color=color, alpha=0.25)
         mean = np.convolve(loss, np.ones(width) / width, "valid")
         label = f"{model}, {name.replace('_', ' ')}"
@@ -87,7 +87,7 @@ def plain_log_scale(axis) -> None:
 
 
 def with_scale(text: str, guided: bool, scale: float) -> str:
-    return f"{text}, guidance scale {scale:g}" if guided else text
+    return f"{text}; guidance scale {scale:g}" if guided else text
 
 
 def shown_classes(classes: int, n: int) -> np.ndarray:

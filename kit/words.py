@@ -17,7 +17,7 @@ EMNIST_SPLITS = {  # Cohen et al. 2017
     "digits": digits,
 }
 DRAWINGS = tuple("apple bicycle cat eyeglasses fish house rainbow star train tree".split())
-HIDDEN = r"(.*/)?([.@]|__MACOSX|Thumbs\.db|desktop\.ini)"  # files and folders of systems and tools
+HIDDEN = r"(.*/)?([.@]|__MACOSX|Thumbs\.db|desktop\.ini)"  # made by systems and tools
 
 CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
@@ -59,9 +59,8 @@ def class_names(config) -> tuple[str, ...]:
     """The classes of config.dataset, in the order of their labels. UserError for bad names."""
     kind, names = data_kind(config), tuple(config.classes or DRAWINGS)
     if kind == "folder":
-        folder, prompt = Path(config.dataset), getattr(config, "prompt", None)
-        gone = not os.path.isdir(folder) and prompt  # then the trained run knows the classes
-        return config.classes if gone else tuple(class_folders(folder))
+        gone = getattr(config, "prompt", None) and not os.path.isdir(config.dataset)
+        return config.classes if gone else tuple(class_folders(Path(config.dataset)))
     if kind != "quickdraw":
         return DIGITS if kind == "mnist" else tuple(EMNIST_SPLITS[config.emnist_split])
     if len({*names}) < max(2, len(names)):

@@ -24,6 +24,7 @@ WRONG = {  # flags -> words of the one line
     "--train-steps 0": ("--train-steps 0", "at least 1"),
     "--n 0 --prompt 7": ("--n 0",),
     "--widths 8": ("--widths",),
+    "--widths 30 60": ("--widths", "8"),
     "--interval 700 350": ("--interval", "lower"),
     "--promt 7": ("--promt", "--help"),
     "--device cuda:9": ("--device cuda:9",),

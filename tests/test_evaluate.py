@@ -236,7 +236,7 @@ def test_real_images_that_are_all_alike_leave_a_share_empty(evaluator, monkeypat
 def test_a_small_reference_leaves_fid_and_its_like_empty(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "REFERENCE", 190)
     few = evaluate.Evaluator(evaluate.Config(data_dir=tmp_path, clip="tiny", device="cpu"))
-    assert "take 200 held-out images, not 190" in capsys.readouterr().err
+    assert "190 held-out images, not 200: FID" in capsys.readouterr().err
     row = score(few, *digits(100))
     assert np.isnan(row["fid"]) and np.isnan(row["coverage"]) and row["accuracy"] > 0.95
 

@@ -334,7 +334,7 @@ def test_they_draw_n_of_the_digits_that_were_asked_for(here, tmp_path, monkeypat
         here(f"a4_full.py --n 5 --prompt {DIGITS[i]}", tmp_path)
         _, pixels, columns, title = grids.pop()
         assert pixels.shape == (5, 28, 28) and columns == 3 and (network.see(pixels)[1] == i).all()
-        assert title == f"{DIGITS[i]}, guidance scale 2"
+        assert title == f"{DIGITS[i]}; guidance scale 2"
     assert "names no class" in here(f"{DRAW} sevens", tmp_path).stderr
 
 

@@ -1,8 +1,7 @@
 """Write the notebooks: one for each script and one for the comparison; each needs no other file.
 
 Command   python colab/build.py        after every change of a script or of kit/; needs nbformat
-Cells     the script's sections under headings; before them, folded, the modules that it loads as
-          %%writefile cells of whole files: edit one, run it again and restart to use the edit
+Cells     the script's sections; before them, folded, its modules as %%writefile cells
 """
 
 import ast

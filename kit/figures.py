@@ -35,10 +35,7 @@ def save_rows(path: Path, classes: list[str], rows: dict[str, np.ndarray], title
 
 
 def save_words(path: Path, run: dict, samples: dict) -> Path:
-    """Save what a model generated for each combination of words, a row each, from the same noise.
-
-    run, samples: load_run() and samples_of() of compare.py.
-    """
+    """Save a row for each combination of words. run, samples: of compare.py's functions."""
     words, rows = [*map(tuple, run["config"]["attributes"].values())], {}
     chosen = (samples["kind"] == "words") & (samples["scale"] == samples["at"])
     shares = run["asked"][run["asked"]["scale"] == samples["at"]].set_index("asked")["as_asked"]

@@ -105,8 +105,7 @@ def make(config, path: Path, device, steps: int = STEPS, seed: int = 0) -> None:
 def real_images(config, choices: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """The training split, of MNIST without the embedded digits -> pixels, labels.
 
-    Of MNIST's other digits every eighth is for choices alone: hyperparameters are chosen by them,
-    the judge never learns from them, and no published number is measured with them.
+    Every eighth of MNIST's other digits is kept to choose hyperparameters by, and for nothing else.
     """
     pixels, labels, source = load_dataset(config)
     if source == "embedded":

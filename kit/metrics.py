@@ -124,11 +124,10 @@ def confusion(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
 
 
 def obedience(asked: np.ndarray, states: np.ndarray, right: np.ndarray) -> dict[tuple, dict]:
-    """What prompts asked for -> shares of images that show it.
+    """What prompts asked for -> shares of images that show it; asked, states: -1 low, 1 high, 0.
 
-    asked, states (n, attributes): -1 low, 1 high, 0 neither. single: each attribute alone;
-    everything: the class too, CoInD's conformity score (Gaudi et al. 2025). without_asking: the
-    highest share among prompts that ask for less: nothing or, of two words, one of them.
+    single: each attribute alone; everything: the class too, CoInD's conformity score (Gaudi et al.
+    2025); without_asking: the highest share among prompts that ask for one word less, or nothing.
     """
     result, right = {}, right.astype(bool)
     groups = {x: (asked == x).all(1) for x in dict.fromkeys(map(tuple, asked.tolist()))}

@@ -86,21 +86,11 @@ STUDIES = {
     ),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study((VAE, *TRIALS[VAE]), (0,), choices=True),
-    "vae_0.85": Study(
-        (VAE, "cvae_beta1"),
-        (0,),
-        "--dataset mnist --temperature 0.85",
-        of="vae_trials",
-        choices=True,
-    ),
-    "vae_0.7": Study(
-        (VAE, "cvae_beta1"),
-        (0,),
-        "--dataset mnist --temperature 0.7",
-        of="vae_trials",
-        choices=True,
-    ),
 }
+for factor in ("0.85", "0.7"):
+    warm = f"--dataset mnist --temperature {factor}"
+    again = Study((VAE, "cvae_beta1"), (0,), warm, of="vae_trials", choices=True)
+    STUDIES[f"vae_{factor}"] = again
 
 
 @dataclass

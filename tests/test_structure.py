@@ -56,7 +56,8 @@ def reach(name):
 
 
 def test_all_python_has_at_most_4800_lines_and_its_tests_5000():
-    assert sum(lines for name, lines in SIZES.items() if name not in ASIDE) <= 4800
+    outside = [x for x in ours("*.py") if x.parent != ROOT / "tests" and x.stem not in ASIDE]
+    assert sum(len(x.read_text(encoding="utf-8").splitlines()) for x in outside) <= 4800
     paths = [path for path in ours("*.py") if path.parent == ROOT / "tests"]
     assert sum(len(x.read_text(encoding="utf-8").splitlines()) for x in paths) <= 5000
 

@@ -85,11 +85,11 @@ STUDIES = {
         choices=True,
     ),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
-    "vae_trials": Study((VAE, *TRIALS[VAE]), (0,), choices=True),
+    "vae_trials": Study(TRIALS[VAE], (0,), choices=True),
 }
 for factor in ("0.85", "0.7"):
     warm = f"--dataset mnist --temperature {factor}"
-    again = Study((VAE, "cvae_beta1"), (0,), warm, of="vae_trials", choices=True)
+    again = Study(("cvae_half", "cvae_beta1"), (0,), warm, of="vae_trials", choices=True)
     STUDIES[f"vae_{factor}"] = again
 
 

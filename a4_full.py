@@ -11,7 +11,7 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
 Commands  python a4_full.py --dataset mnist
           python a4_full.py --prompt "a thick seven leaning left" --scale 3 --n 16
 Result    at scale 1, 2: 95.7% ± 0.5%, 99.1% ± 0.6% right; FID 0.51 ± 0.03, 0.44 ± 0.05
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/results.md)
+          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
 """
 
 import math
@@ -188,7 +188,7 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
     """SDE-DPM-Solver++(2M): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
     Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as the reverse SDE. generators:
-    one for each image. film: a list to which every (t, x_t) is appended.
+    one for each image. film: a list to which every (t, x_t, x0_hat) is appended.
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2  # half the log-SNR
@@ -199,12 +199,12 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
     times = sorted({*times.round().long().tolist()}, reverse=True)  # no t twice
     x0_before, h_before = None, None
     for t, t_next in zip(times, times[1:]):
-        if film is not None:
-            film.append((t, x_t))
         a, a_next, h = alphas_bar[t], alphas_bar[t_next], lambdas[t_next] - lambdas[t]
         v = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
         x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4
         x0_hat = x0_hat.clamp(-1, 1)  # the range of pixels
+        if film is not None:
+            film.append((t, x_t, x0_hat))
         x0_ahead = x0_hat
         if x0_before is not None and t_next > 0:  # extrapolate x0_hat: Lu et al. Alg. 2
             x0_ahead = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
@@ -214,7 +214,7 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
         x_t = x_t + ((1 - a_next) * (1 - (-2 * eta * h).exp())).sqrt() * z
         x0_before, h_before = x0_hat, h
     if film is not None:
-        film.append((0, x_t))
+        film.append((0, x_t, x_t))
     return x_t
 
 

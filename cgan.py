@@ -11,7 +11,7 @@ Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014),
 Commands  python cgan.py --dataset mnist
           python cgan.py --prompt "a thick seven leaning left" --n 16
 Result    98.9% ± 0.6% right, in held-out phrasings 99.1% ± 0.3%; FID 1.32 ± 0.30
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/results.md)
+          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
 """
 
 import copy

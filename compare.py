@@ -5,8 +5,7 @@ Command   python compare.py --dataset mnist
 Writes    results/mnist/compare/report.html, which contains all pictures, and the pictures beside it
           results/mnist/compare/metrics/rows.csv and asked.csv: all numbers, a row for each seed
           results/mnist/cfg_scale/: what the guidance scale does
-Seeds     of one model become mean ± standard deviation:
-          python a4_full.py --seed 1 --out results/seed1
+Seeds     become mean ± standard deviation: python a4_full.py --seed 1 --out results/seed1
 Steps     runs that differ in --sample-steps alone become a curve: copy results/mnist/a4_full to
           results/steps50/mnist, then python a4_full.py --sample-steps 50 --out results/steps50
 """
@@ -86,8 +85,7 @@ def measured_runs(config: Config) -> list[dict]:
 def load_run(folder: Path) -> dict:
     """-> folder, script, config (config.json), rows, asked. UserError if a file cannot be read.
 
-    rows: a row for each kind of prompt and each scale, and for real images and noise, with all
-    metrics, costs, and what IN_ROWS names. asked: attributes.csv, or no rows.
+    rows: of each kind and scale, real images and noise, all metrics, costs, IN_ROWS. asked: words.
     """
     config, path = read_config(folder), folder / "metrics"
     script = config["script"]
@@ -111,9 +109,8 @@ def load_run(folder: Path) -> dict:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV file. Names such as 007 and null stay text; only empty cells are nan."""
-    return pd.read_csv(
-        path, dtype=dict.fromkeys(TEXT.split(), str), keep_default_na=False, na_values=[""]
-    )
+    texts = dict.fromkeys(TEXT.split(), str)
+    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def choices(run: dict, **others) -> dict:
@@ -239,7 +236,7 @@ def save_images(models: dict[str, dict], here: Path) -> dict[str, Path]:
             saved[f"asked_{name}"] = figures.save_words(here / f"asked_{name}.png", run, samples)
         path = run["folder"] / "images" / "reconstructions.png"
         saved |= {f"reconstructions_{name}": path} if path.exists() else {}
-    saved["loss"] = save_loss_plot(here / "loss.png", losses)
+    saved["loss"] = save_loss_plot(here / "loss.png", losses, figures.colors())
     saved["grid"] = figures.save_rows(here / "grid.png", classes, rows)
     if matrices:
         saved["confusion"] = figures.save_confusion(here / "confusion.png", classes, matrices)
@@ -296,8 +293,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = curves[curves["use"] == "tables"]
     tables = compared(rows, baselines) | {"settings": settings_of(runs, config.out)}
     pictures = save_images(models, here) | save_curves(curves, baselines.iloc[0], folder)
-    rows = pd.concat([rows, baselines]).drop(columns=EXTRA)
-    save_table(here / "metrics" / "rows.csv", rows, "%.8g")
+    both = pd.concat([rows, baselines]).drop(columns=EXTRA)
+    save_table(here / "metrics" / "rows.csv", both, "%.8g")
     (here / "metrics" / "asked.csv").unlink(missing_ok=True)  # that of other runs
     if len(asked):
         asked, shares = asked.drop(columns=[*EXTRA, "demand"]), shares_of(asked)
@@ -307,9 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(guided):
             path = folder / "cfg_scale" / "plots" / "obedience.png"
             pictures["obedience"] = figures.save_obedience(path, guided)
-    files, mark = sorted(ROOT.glob("[!.]*.py")), b"\nclass Config(common.Config)"
-    scripts = [file.stem for file in files if mark in file.read_bytes()]
-    missing = [] if config.models else [name for name in scripts if name not in models]
+    missing = [] if config.models else [x for x in figures.colors() if x not in models]
     films = {name: model["folder"] / "images" / "film.npz" for name, model in models.items()}
     facts = {"models": models, "missing": missing, "dataset": config.name, "typed": config.dataset}
     save_report(here / "report.html", tables, pictures, films, **facts)

@@ -9,7 +9,7 @@ Papers    VAE (Kingma & Welling 2014), conditional VAE with a prior that reads t
 Commands  python cvae.py --dataset mnist
           python cvae.py --prompt "a thick seven leaning left" --n 16
 Result    98.6% ± 0.6% right, in held-out phrasings 98.7% ± 0.5%; FID 0.97 ± 0.03
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/results.md)
+          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
 """
 
 import math

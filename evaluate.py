@@ -4,7 +4,7 @@ Command   python evaluate.py --dataset mnist: all runs in results/mnist and resu
 Writes    into metrics/ of each run four tables, and judged.npz for the figures of compare.py
 Judge     kit/judge.py, a small CNN trained on real images alone, reads the class of each image
 Reference half of the held-out real images; the other half, and noise, are measured like a model
-Metrics   by kit/metrics.py and frechet_distance() in common.py; docs/metrics.md explains them
+Metrics   by kit/metrics.py and frechet_distance() in common.py; docs/4-measuring.md explains them
 """
 
 import glob

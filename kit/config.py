@@ -91,7 +91,7 @@ class Config(DataConfig):
     # Values for scripts without these flags.
     prompt, n, clip, scale, scales, interval, sample_steps = None, 16, "auto", 1.0, (1.0,), None, 1
     family = "diffusion"
-    film = "x_t, from noise (t = 1000) to the image (t = 0)"  # the title of denoising.png
+    film = "above x_t, from noise to image; below x0_hat"  # denoising.png
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kit.captions import HELD_OUT, words_of
-from kit.files import load_arrays, reading
+from kit.files import ROOT, load_arrays, reading
 from kit.pictures import COLORS, plain_log_scale, save_figure, save_grid, shown_classes
 from kit.words import with_words
 
-MARKERS = [*"os^Dv*X"]
+MARKERS = "os^Dv*X"
+
+
+@cache
+def colors() -> dict[str, str]:
+    """Script -> its colour in all figures; the scripts here, the user's own included."""
+    files, mark = sorted(ROOT.glob("[!.]*.py")), b"\nclass Config(common.Config)"
+    names = [file.stem for file in files if mark in file.read_bytes()]
+    return dict(zip(names, COLORS * len(names)))
 
 
 def save_rows(path: Path, classes: list[str], rows: dict[str, np.ndarray], title: str = "") -> Path:
@@ -51,11 +60,11 @@ def save_words(path: Path, run: dict, samples: dict) -> Path:
 
 def draw_lines(axes, values: pd.Series, lines: pd.Series, x: pd.Series) -> None:
     """Plot the mean of values over x for each of lines; bars show one standard deviation."""
-    axes.set_prop_cycle(color=COLORS, marker=MARKERS)
     means = values.groupby([lines, x], sort=False).agg(["mean", "std"])
-    for line, points in means.groupby(level=0, sort=False):
-        points = points.droplevel(0).sort_index()
-        axes.errorbar(points.index, points["mean"], points["std"], capsize=3, label=line)
+    for i, (line, points) in enumerate(means.groupby(level=0, sort=False)):
+        points, marker = points.droplevel(0).sort_index(), MARKERS[i % len(MARKERS)]
+        style = {"color": colors().get(line.split(",")[0]), "marker": marker, "label": line}
+        axes.errorbar(points.index, points["mean"], points["std"], capsize=3, **style)
     axes.grid(alpha=0.3)
 
 
@@ -81,12 +90,10 @@ def save_speed(path: Path, rows: pd.DataFrame, real: pd.Series) -> Path:
     """Save FID against images generated per second, a point for each model and guidance scale."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
-    axes.set_prop_cycle(color=COLORS, marker=MARKERS)
-    points = rows.groupby(["model", "at"], sort=False)
-    points = points[["sample_images_per_second", "fid"]].mean()
+    points = rows.groupby(["model", "at"], sort=False)[["sample_images_per_second", "fid"]].mean()
     for model, group in points.groupby(level=0, sort=False):
         speed, fid = group.droplevel(0).to_numpy().T
-        axes.plot(speed, fid, linestyle="", label=model, markersize=8)
+        axes.plot(speed, fid, "o", color=colors().get(model), label=model, markersize=8)
     for (_, scale), place in points.iterrows():
         if scale != "–":
             axes.annotate(scale, place, (5, 5), fontsize=8, textcoords="offset points")
@@ -106,7 +113,6 @@ def save_obedience(path: Path, shares: pd.DataFrame) -> Path:
     for axes, (model, rows) in zip(panels, groups):
         draw_lines(axes, rows["as_asked"], rows["demand"], rows["scale"])
         baselines = rows.pivot_table("without_asking", "scale", "demand", sort=False)
-        axes.set_prop_cycle(color=COLORS)
         axes.plot(baselines.index, baselines, ":")
         axes.set(title=model, xlabel="guidance scale", ylim=(0, 1.02))
     panels[0].set_ylabel("share as asked (dotted: without asking)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import font_manager, rcdefaults, rcParams, ticker
+from matplotlib import cycler, font_manager, rcdefaults, rcParams, ticker
 from matplotlib.figure import Figure
 
 from kit import words
@@ -30,6 +30,7 @@ def use_plain_style() -> None:
     asian = [name for name in names if re.search("CJK|Hei|Gothic|PingFang|Arial Unicode", name)]
     rcdefaults()
     rcParams.update({"font.family": ["DejaVu Sans", *asian], "text.parse_math": False})
+    rcParams["axes.prop_cycle"] = cycler(color=COLORS)
     warnings.filterwarnings("ignore", "Glyph .* missing from")
 
 
@@ -48,32 +49,32 @@ def save_grid(path: Path, pixels, columns: int, title="", titles=(), captions=()
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     upright = 90 * (max(map(len, titles), default=0) > 20 * inches)
     middle = np.arange(max(rows, columns)) * 30 + 15
-    axes.set_xticks(middle[: len(titles)], titles, rotation=upright, fontsize=7)
-    axes.set_yticks(middle[: len(captions)], captions, fontsize=7)
-    axes.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
+    axes.set_xticks(middle[: len(titles)], titles, rotation=upright)
+    axes.set_yticks(middle[: rows : rows // (len(captions) or rows)][: len(captions)], captions)
+    axes.tick_params(length=0, pad=2, labelsize=7, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     lines = textwrap.wrap(textwrap.shorten(title, 300), max(20, int(15 * inches * columns)))
     axes.set_title("\n".join(lines), fontsize=7)
     save_figure(path, axes.figure, bbox_inches="tight", pad_inches=0.05)  # with text outside
 
 
-def save_loss_plot(path: Path, losses: dict[str, list[dict]]) -> Path:
+def save_loss_plot(path: Path, losses: dict[str, list[dict]], colors: dict[str, str]) -> Path:
     """losses: model -> rows of loss.csv. Faint: as logged; bold: a moving average of 15 rows."""
     use_plain_style()
-    lines = [(model, name) for model in losses for name in losses[model][0] if "loss" in name]
-    kinds = sorted({name != "loss" for _, name in lines})  # denoising losses share a panel
+    kinds = sorted({x != "loss" for rows in losses.values() for x in rows[0] if "loss" in x})
     figure = Figure(figsize=(4 + 4 * len(kinds), 4), layout="constrained")
     panels = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0]))
-    for (model, name), color in zip(lines, COLORS * len(lines)):
-        step, loss = (np.array([float(row[x]) for row in losses[model]]) for x in ("step", name))
-        width, axes = max(1, min(15, len(loss) // 3)), panels[name != "loss"]
-        axes.plot(step, loss, color=color, alpha=0.25)
-        mean = np.convolve(loss, np.ones(width) / width, "valid")
-        label = f"{model}, {name.replace('_', ' ')}"
-        axes.plot(step[width // 2 :][: len(mean)], mean, color=color, label=label)
-        title = "denoising loss: MSE of v" if name == "loss" else "loss"
-        axes.set(xlabel="training step", ylabel=title, yscale="log")
-        plain_log_scale(axes.yaxis)
+    for model, rows in losses.items():
+        color = colors.get(model, COLORS[0])
+        for name, style in zip([x for x in rows[0] if "loss" in x], ("-", "--", ":")):
+            step, loss = (np.array([float(row[x]) for row in rows]) for x in ("step", name))
+            width, axes = max(1, min(15, len(loss) // 3)), panels[name != "loss"]
+            axes.plot(step, loss, color=color, alpha=0.25)
+            mean = np.convolve(loss, np.ones(width) / width, "valid")
+            label = f"{model}, {name.replace('_', ' ')}"
+            axes.plot(step[width // 2 :][: len(mean)], mean, style, color=color, label=label)
+            axes.set(xlabel="training step", ylabel="loss (diffusion: MSE of v)", yscale="log")
+            plain_log_scale(axes.yaxis)
     figure.legend(loc="outside right upper", fontsize=8)
     return save_figure(path, figure, dpi=150)
 
@@ -119,7 +120,7 @@ def save_outputs(run: Run, draw, reconstruct=None) -> None:
         save_prompt_picture(run, draw)
     elif RANK == 0:
         run.begin()
-        save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows})
+        save_loss_plot(run.folder / "plots" / "loss.png", {run.config.script: run.rows}, {})
         save_samples(run, draw)
         save_samples_picture(run)
         save_prompts_pictures(run, draw)
@@ -160,18 +161,17 @@ def shown_prompts(run: Run) -> list[str]:
 
 
 def frames_of(run: Run, draw, prompts, scale: float, numbers, most: int):
-    """-> at most that many steps of sampling, uint8 (prompts, steps, 28, 28), and their titles."""
+    """-> uint8 (prompts, views, steps, 28, 28), and titles of the steps; views: x_t, x0_hat."""
     film = []
     draw(prompts, scale, generators_of(run.config.seed, numbers), film)
     chosen = np.linspace(0, len(film) - 1, min(most, len(film))).round().astype(int)
-    frames = np.stack([to_pixels(film[i][1]) for i in chosen], 1)
-    return frames, [str(film[i][0]) for i in chosen]
+    titles, *views = zip(*(film[i] for i in chosen))
+    views = [np.stack([to_pixels(images) for images in view], 1) for view in views]
+    return np.stack(views, 1), [*map(str, titles)]
 
 
 def save_prompts_pictures(run: Run, draw) -> None:
-    """denoising.png: frames of six images, from noise or from one z to another. prompts.png: eight
-    images for each prompt. film.npz, for the report: frames from one noise, by guidance scale.
-    """
+    """denoising.png: steps of six images; prompts.png; film.npz, for the sliders of the report."""
     config, scale, prompts = run.config, type(run.config).scale, shown_prompts(run)
     frames, titles = frames_of(run, draw, prompts[:6], scale, range(6), 11)
     strip, path = frames.reshape(-1, 28, 28), run.images / "denoising.png"
@@ -185,7 +185,7 @@ def save_prompts_pictures(run: Run, draw) -> None:
     if config.has("scales"):
         asked = [prompts[i] for i in (0, 2, 4, 8, 10, 9)]
         films = [frames_of(run, draw, asked, scale, [0] * 6, 21) for scale in FILM_SCALES]
-        arrays = {"frames": np.stack([frames for frames, _ in films], 1), "prompts": asked}
+        arrays = {"frames": np.stack([frames[:, 0] for frames, _ in films], 1), "prompts": asked}
         arrays |= {"scales": FILM_SCALES, "moments": [f"t = {t}" for t in films[0][1]]}
         save_arrays(run.images / "film.npz", arrays)
 

@@ -1,4 +1,4 @@
-"""Two controls for docs/results.md: is it CLIP, or its training among random words?
+"""Two controls for docs/5-results.md: is it CLIP, or its training among random words?
 
 Static is a text encoder that read the world and none of our sentences: the vectors of WordLlama
 (pip install wordllama safetensors tokenizers), averaged over a text's tokens. noisy() puts random
@@ -31,10 +31,8 @@ class Static:
         weights = Path(folder, "weights", "l2_supercat_256.safetensors")
         tokens = Path(folder, "tokenizers", "l2_supercat_tokenizer_config.json")
         self.vectors = load_file(weights)["embedding.weight"].float()  # (32000, 256)
-        self.tokenizer, self.crc32 = (
-            Tokenizer.from_file(str(tokens)),
-            zlib.crc32(weights.read_bytes()),
-        )
+        self.tokenizer = Tokenizer.from_file(str(tokens))
+        self.crc32 = zlib.crc32(weights.read_bytes())
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """-> (n, 256), rows of length 1."""

@@ -14,7 +14,7 @@ from study import PLACE, RESULTS, SEVEN, STUDIES, Task
 import compare
 from kit.files import save_file, say
 
-PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}results.md" for x in ("", "zh-CN/"))]
+PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}5-results.md" for x in ("", "zh-CN/"))]
 TWIN = ", throughout"  # in the names of models with guidance at every step
 HELD_OUT, SHARE = "right, held-out phrasings", "{:.1%}"
 COLUMNS = {  # title -> column of study.csv, how it is written
@@ -25,9 +25,7 @@ COLUMNS = {  # title -> column of study.csv, how it is written
     "CLIP similarity": ("clip_similarity", "{:.3f}"),
     "wrong prompts": ("with_wrong_prompts", "{:.3f}"), "diversity": ("of_real", "{:.0%}"),
 }  # fmt: skip
-NO_FID = ["diversity (of real)", "train on samples", "right", HELD_OUT]
-TITLES = {"quality": [*COLUMNS][:7], "obedience": [*COLUMNS][7:11], "no FID": NO_FID}
-TITLES["few"] = ["FID", "coverage", *NO_FID]
+QUALITY = "FID", "coverage", "diversity (of real)", "train on samples", "right", HELD_OUT
 CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
 CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
 diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
@@ -131,8 +129,8 @@ def brought(study: str) -> pd.DataFrame:
     return table.loc[shown, ["script", *titles]]
 
 
-TABLES = {name: partial(measured, titles=titles) for name, titles in TITLES.items()}
-TABLES |= {"words": words, "changes": changes, "brought": brought}
+TABLES = {"words": words, "changes": changes, "brought": brought}
+TABLES["few"] = partial(measured, titles=QUALITY)
 
 SAID = re.compile(
     r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S

@@ -1,4 +1,4 @@
-"""The study behind the tables of docs/results.md: every script, three seeds, and some variants.
+"""The study behind the tables of docs/5-results.md: every script, three seeds, and some variants.
 
 Commands  python tests/study.py                   all that is missing; takes hours, can be stopped
           python tests/study.py --publish         its tables and pictures, into docs/ and assets/
@@ -42,6 +42,8 @@ PLACE, DATA = ROOT / "results" / "study", ROOT / "data"
 RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
+NOISY = "a1_cond", "a1_noisy", "a2_clip", "a2_noisy", "a2_static", "a2_static_noisy"
+LADDER_TRIALS = *NOISY, "a4_full", "a4_words", "a4_no_pair", "a4_null"
 WITNESSES = "fid fd_pixels fd_style coverage of_real nearer_training accuracy".split()
 # These decide what is learned and generated. Files, bars and messages may change.
 DECIDES = "common", *(f"kit/{x}" for x in "attributes captions words muon samples".split())
@@ -68,22 +70,7 @@ STUDIES = {
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
-    "ladder_trials": Study(
-        (
-            "a1_cond",
-            "a1_noisy",
-            "a2_clip",
-            "a2_noisy",
-            "a2_static",
-            "a2_static_noisy",
-            "a4_full",
-            "a4_words",
-            "a4_no_pair",
-            "a4_null",
-        ),
-        (0, 1, 2, 3, 4),
-        choices=True,
-    ),
+    "ladder_trials": Study(LADDER_TRIALS, (0, 1, 2, 3, 4), choices=True),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study(TRIALS[VAE], (0,), choices=True),
 }
@@ -271,7 +258,8 @@ def save(name: str, rows: pd.DataFrame, task: Task) -> None:
 
 
 def perform(task: Task, commit: bool) -> None:
-    path, here = RESULTS / "study.csv", ["study", "script", "seed", "key"]
+    name, here = "trials" if task.study.choices else "study", ["study", "script", "seed", "key"]
+    path = RESULTS / f"{name}.csv"
     rows = pd.read_csv(path)[here].to_numpy().tolist() if path.exists() else []
     if [task.name, task.script, task.seed, task.key()] in rows:
         say(f"{task.title}: its rows are there")

@@ -148,7 +148,7 @@ def test_a_step_with_eta_1_is_the_ddpm_posterior(script):
     """The eighth of 50, against mean and variance of q(x_s | x_t, x_0), DDPM Eq. 6-7."""
     image, film, (x_T, generators) = torch.rand(1, 1, 28, 28) * 1.8 - 0.9, [], start(1)
     script.sample(ideal(image), x_T, 50, 1.0, generators, film)
-    (t, x_t), (s, x_next) = film[7:9]
+    (t, x_t, _), (s, x_next, _) = film[7:9]
     a, a_next = ALPHAS_BAR.double()[[t, s]]
     beta, alpha = 1 - a / a_next, a / a_next
     mean = (a_next.sqrt() * beta * image + alpha.sqrt() * (1 - a_next) * x_t) / (1 - a)
@@ -170,14 +170,11 @@ def test_the_share_of_the_variance_that_is_kept(script, eta):
 
 @pytest.mark.parametrize("script", LADDER)
 def test_no_noise_is_added_in_the_last_step(script):
-    film, text, (x_T, generators) = (
-        [],
-        {} if script is a0_uncond else {"text": unit(2)},
-        start(2),
-    )
+    film, text = [], {} if script is a0_uncond else {"text": unit(2)}
+    x_T, generators = start(2)
     model = partial(perturbed(network(script)), **text)
     script.sample(model, x_T, 4, 1.0, generators, film)
-    (t, x_t), (t_last, x_last) = film[-2:]
+    (t, x_t, _), (t_last, x_last, _) = film[-2:]
     with torch.no_grad():
         v = model(x_t, torch.full((2,), t))
     x0_hat = ALPHAS_BAR[t].sqrt() * x_t - (1 - ALPHAS_BAR[t]).sqrt() * v
@@ -241,7 +238,7 @@ def test_times_fall_from_t_to_zero_and_are_finest_at_both_ends(script):
     for steps in (1, 2, 6, 18, 50, 400):
         film, (x_T, generators) = [], start(1)
         x = script.sample(gaussian, x_T, steps, 1.0, generators, film)
-        times = [t for t, _ in film]
+        times = [t for t, _, _ in film]
         assert times == sorted({*times}, reverse=True) and (times[0], times[-1]) == (1000, 0)
         assert x.isfinite().all() and (len(times) == steps + 1 or steps == 400)
         if steps == 18:

@@ -1,0 +1,183 @@
+"""The drawings of docs/1-diffusion.md and 2-text-and-guidance.md, made from the code they explain.
+
+Command   python tests/drawings.py            into assets/
+"""
+
+import math
+from functools import partial
+
+import numpy as np
+import torch
+from conftest import ROOT
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+import a0_uncond
+import a4_full
+import common
+from kit.data import embedded_mnist, to_pixels
+from kit.pictures import COLORS, save_figure, use_plain_style
+
+BLUE, RED, GREEN = COLORS[:3]
+SHAPES = {  # where the features of the U-Net are shown: module -> its place (x, y), its text
+    "inp": ((1, 2), "convolution"), "down1": ((2, 2), "block"), "coarser": ((3, 1), "stride 2"),
+    "middle1": ((4, 1), "block"), "middle2": ((5, 1), "block"), "finer": ((6, 1), "1 x 1"),
+    "up1": ((7, 2), "block"), "out": ((8, 2), "convolution"),
+}  # fmt: skip
+
+
+def save(name: str, figure: Figure) -> None:
+    print(save_figure(ROOT / "assets" / f"{name}.png", figure, dpi=150))
+
+
+def rotation() -> Figure:
+    """x_t = cos(theta) x_0 + sin(theta) eps and v, its derivative, with a digit on the way."""
+    figure = Figure(figsize=(6, 5.4))
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    arc, at = np.linspace(0, math.pi / 2, 100), math.radians(40)
+    axes.plot(np.cos(arc), np.sin(arc), color="0.6")
+    torch.manual_seed(0)
+    pixels, labels = embedded_mnist("train")
+    x_0 = common.to_images(pixels[labels == 3][:1])
+    eps = torch.randn_like(x_0)
+    for theta in np.linspace(0, math.pi / 2, 5):
+        x_t = math.cos(theta) * x_0 + math.sin(theta) * eps
+        x, y = 1.2 * math.cos(theta), 1.2 * math.sin(theta)
+        place = (x - 0.11, x + 0.11, y - 0.11, y + 0.11)
+        axes.imshow(to_pixels(x_t)[0], cmap="gray", vmin=0, vmax=255, extent=place, zorder=2)
+    x, y = math.cos(at), math.sin(at)
+    arrow = {"arrowstyle": "-|>", "lw": 2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (x, y), (0, 0), arrowprops=arrow | {"color": BLUE})
+    axes.annotate("", (x - 0.5 * y, y + 0.5 * x), (x, y), arrowprops=arrow | {"color": RED})
+    axes.plot([x, x], [0, y], ":", color="0.4")
+    axes.plot([0, x], [y, y], ":", color="0.4")
+    texts = {  # text -> where
+        "$x_t$": (0.36, 0.38), "$v$": (0.62, 0.93), r"$\theta$": (0.2, 0.06),
+        r"$\cos\theta\ x_0$": (0.24, -0.08), r"$\sin\theta\ \varepsilon$": (-0.3, 0.62),
+        "image, $t = 0$": (0.86, -0.24), "noise, $t = T$": (-0.28, 1.38),
+    }  # fmt: skip
+    for text, where in texts.items():
+        axes.text(*where, text, fontsize=14, parse_math=True)
+    axes.plot(0.17 * np.cos(arc * 40 / 90), 0.17 * np.sin(arc * 40 / 90), color="0.4")
+    axes.set(xlim=(-0.35, 1.4), ylim=(-0.3, 1.48), aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+def levels() -> Figure:
+    """How often training draws a log-SNR, and lambda(t) with the steps of the sampler."""
+    alphas_bar = common.cosine_alphas_bar()
+    lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2
+    drawn, film = [], []
+
+    def network(x_t, t):  # it only keeps the levels that it is asked for
+        drawn.append(t)
+        return x_t
+
+    torch.manual_seed(0)
+    for _ in range(200):
+        a0_uncond.diffusion_loss(network, torch.zeros(1000, 1, 1, 1), alphas_bar)
+    generators = [torch.Generator().manual_seed(0)]
+    start = common.noise(generators, 1, 28, 28)
+    sampled = a0_uncond.Config().sample_steps
+    a0_uncond.sample(lambda x_t, t: x_t, start, sampled, 1.0, generators, film)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    t = torch.cat(drawn[:200])
+    style = {"bins": 80, "range": (-5, 5), "density": True}
+    left.hist(lambdas[t].numpy(), color=BLUE, **style)
+    left.hist(lambdas[1:].numpy(), histtype="step", color="0.3", **style)
+    left.text(1.2, 0.55, "blue: training\nline: evenly in t")
+    left.set(xlabel="lambda: noisy (left) to clean (right)", ylabel="density in training")
+    right.plot(range(1, 1001), lambdas[1:], color=BLUE)
+    times = [step[0] for step in film[:-1]]
+    right.plot(times, lambdas[times], "o", color=RED, markersize=5)
+    right.set(xlabel="t", ylabel="lambda", ylim=(-10.5, 6))
+    right.text(330, 3, f"{sampled} steps of the sampler", color=RED)
+    return figure
+
+
+def network() -> Figure:
+    """The U-Net, with the shape that each part really returns."""
+    model, shapes = a0_uncond.UNet(a0_uncond.Config()), {}
+    for name in SHAPES:
+
+        def keep(module, inputs, output, name=name):
+            shapes[name] = " x ".join(map(str, output.shape[1:]))
+
+        model.get_submodule(name).register_forward_hook(keep)
+    model(torch.zeros(1, 1, 28, 28), torch.ones(1))
+    figure = Figure(figsize=(11, 3.3))
+    axes = figure.add_axes((0, 0, 1, 1))
+    boxes = {name: (place, text, shapes[name]) for name, (place, text) in SHAPES.items()}
+    boxes["x_t"] = (0, 2), "folded", "4 x 14 x 14"
+    boxes["v"] = (9, 2), "unfolded", "1 x 28 x 28"
+    for name, ((x, y), text, shape) in boxes.items():
+        style = {"boxstyle": "round,pad=0.02", "fc": "white", "ec": BLUE}
+        axes.add_patch(FancyBboxPatch((x - 0.4, y - 0.3), 0.8, 0.6, **style))
+        axes.text(x, y, f"{name}\n{text}\n{shape}", ha="center", va="center", fontsize=8.5)
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 2, "shrinkB": 2}
+    order = sorted(place for place, _, _ in boxes.values())
+    for (x, y), (x_next, y_next) in zip(order, order[1:]):
+        axes.annotate("", (x_next - 0.42, y_next), (x + 0.42, y), arrowprops=arrow)
+    arch = arrow | {"connectionstyle": "arc3,rad=-0.25", "color": RED}
+    axes.annotate("", (7, 2.32), (2, 2.32), arrowprops=arch)
+    axes.text(4.5, 2.5, "joined with the features from before", color=RED, ha="center")
+    axes.annotate("", (2, 1.68), (2, 0.55), arrowprops=arrow | {"color": GREEN})
+    axes.text(4.5, 0.28, "t (from a1 on: and the text) scales and shifts the features "
+              "in every block", color=GREEN, ha="center")  # fmt: skip
+    axes.plot([2, 7], [0.55, 0.55], color=GREEN)
+    for name in ("middle1", "middle2", "up1"):
+        (x, y), _, _ = boxes[name]
+        axes.annotate("", (x, y - 0.32), (x, 0.55), arrowprops=arrow | {"color": GREEN})
+    axes.set(xlim=(-0.6, 9.6), ylim=(0.1, 3.2))
+    axes.axis("off")
+    return figure
+
+
+def gaussian_v(x_t, t, mean: float, sd: float):
+    """The exact v where the data are N(mean, sd^2)."""
+    a = common.cosine_alphas_bar()[t].view(-1, 1, 1, 1)
+    x0_hat = mean + sd**2 * a.sqrt() / (a * sd**2 + 1 - a) * (x_t - a.sqrt() * mean)
+    return (a.sqrt() * x_t - x0_hat) / (1 - a).sqrt()
+
+
+def two_gaussians() -> Figure:
+    """N(1, 0.5) given the text, N(0, 1) without: what scale 2 aims at, and what a4's sampler draws.
+
+    Pixels are a fourth of x, so that the range of pixels does not matter.
+    """
+
+    def guided(x_t, t, scale=2.0):
+        v_uncond, v_cond = gaussian_v(x_t, t, 0.0, 0.25), gaussian_v(x_t, t, 0.25, 0.125)
+        return v_uncond + scale * (v_cond - v_uncond)
+
+    generators = [torch.Generator().manual_seed(i) for i in range(200)]
+    drawn = {}
+    for scale in (1.0, 2.0):
+        x_T = common.noise(generators, 1, 28, 28)
+        model = partial(guided, scale=scale)
+        drawn[scale] = 4 * a4_full.sample(model, x_T, 200, 0.0, generators).flatten().numpy()
+        print(f"scale {scale:g}: mean {drawn[scale].mean():.2f}, sd {drawn[scale].std():.2f}")
+    x = np.linspace(-2.5, 3, 500)
+
+    def density(mean, sd):
+        return np.exp(-((x - mean) ** 2) / (2 * sd**2)) / (sd * math.sqrt(2 * math.pi))
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x, density(0, 1), color="0.5", label="without text: mean 0, deviation 1")
+    axes.plot(x, density(1, 0.5), color=BLUE, label="with text: mean 1, deviation 0.5")
+    label = "what scale 2 aims at: mean 1.14, deviation 0.38"
+    axes.plot(x, density(8 / 7, 7**-0.5), color=GREEN, label=label)
+    label = f"what it draws: mean {drawn[2.0].mean():.2f}, deviation {drawn[2.0].std():.2f}"
+    axes.hist(drawn[2.0], 100, density=True, color=RED, alpha=0.4, label=label)
+    axes.set(xlabel="x", ylabel="density", xlim=(-2.5, 3))
+    figure.legend(loc="outside upper center", fontsize=10, ncols=2)
+    return figure
+
+
+if __name__ == "__main__":
+    use_plain_style()
+    for draw in (rotation, levels, network, two_gaussians):
+        save(draw.__name__, draw())

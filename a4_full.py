@@ -1,13 +1,14 @@
-"""A4, the full model: CLIP, classifier-free guidance, and attention.
+"""A4, the full model: CLIP, classifier-free guidance, and attention to image and words.
 
-Idea      Let distant strokes agree: at the coarsest resolution all positions attend to each other.
-Changed   Against a3_cfg.py: self-attention between the two middle blocks; over three seeds it
-          makes no measurable difference.
+Idea      One vector blurs a sentence: let each position of the image look up its words.
+Changed   Against a3_cfg.py: attention after the two middle blocks, to all positions and to the
+          last layer of CLIP's text encoder. Words that were never said together are obeyed more
+          often; attention to the image alone changes nothing measurable (docs/5-results.md).
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021),
           CLIP (Radford et al. 2021), classifier-free guidance (Ho & Salimans 2022),
-          attention (Vaswani et al. 2017).
+          attention (Vaswani et al. 2017), to words in an image (Saharia et al. 2022).
 Commands  python a4_full.py --dataset mnist
           python a4_full.py --prompt "a thick seven leaning left" --scale 3 --n 16
 Result    at scale 1, 2: 95.7% ± 0.5%, 99.1% ± 0.6% right; FID 0.51 ± 0.03, 0.44 ± 0.05
@@ -25,6 +26,8 @@ from torch import nn
 
 import common  # a file of this repository; it needs the folder kit/ beside it
 from common import T
+
+WORDS = 24  # tokens of a sentence, at most, that the network attends to
 
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,25 +76,27 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of (B, C, H, W), as in DDPM's U-Net, with several heads."""
+    """Each position of (B, C, H, W) attends to all and, as in Imagen, to the words (B, L, dim)."""
 
-    def __init__(self, channels: int, heads: int = 4):
+    def __init__(self, channels: int, dim: int, heads: int = 4):
         super().__init__()
         self.heads, self.norm = heads, nn.GroupNorm(8, channels)
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.words = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * channels))
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.unbind(1)  # (B, heads, C / heads, HW) each
-        weights = (q.mT @ (k / math.sqrt(C // self.heads))).softmax(-1)  # (B, heads, HW, HW)
-        h = v @ weights.mT  # Vaswani et al. Eq. 1, transposed: vectors are columns
-        return x + self.out(h.reshape(B, C, H, W))
+    def forward(self, x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        q, *of_image = self.qkv(self.norm(x)).flatten(2).mT.chunk(3, dim=2)  # (B, HW, C) each
+        of_words = self.words(words).chunk(2, dim=2)  # (B, L, C) each
+        k, v = (torch.cat(both, dim=1) for both in zip(of_image, of_words))  # (B, HW + L, C)
+        known = F.pad(words.any(2), (q.shape[1], 0), value=True)[:, None, None]  # words of 0: none
+        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        h = F.scaled_dot_product_attention(q, k, v, known)  # Vaswani et al. Eq. 1, for each head
+        return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
 class UNet(nn.Module):
-    """Predicts v from x_t (B, 1, 28, 28), t (B,) in 1..T and text (B, dim)."""
+    """Predicts v from x_t (B, 1, 28, 28), t (B,) in 1..T and text (B, 1 + WORDS, dim)."""
 
     def __init__(self, config: Config, text_dim: int):
         super().__init__()
@@ -99,14 +104,15 @@ class UNet(nn.Module):
         width = 2 * c2
         self.time = TimeEmbedding(width)
         self.text = nn.Sequential(nn.Linear(text_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("text_mean", torch.zeros(text_dim))  # over all training sentences
+        # Over all training sentences; without words, in its rows after the first.
+        self.register_buffer("text_mean", torch.zeros(1 + WORDS, text_dim))
         self.register_buffer("text_std", torch.ones(()))
         self.patch = config.patch
         self.inp = nn.Conv2d(self.patch**2, c1, 3, padding=1)
         self.down1 = ResBlock(c1, c1, width)
         self.coarser = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.middle1 = ResBlock(c2, c2, width)
-        self.attention = Attention(c2)
+        self.attention1, self.attention2 = Attention(c2, text_dim), Attention(c2, text_dim)
         self.middle2 = ResBlock(c2, c2, width)
         self.finer = nn.Conv2d(c2, c1, 1)
         self.up1 = ResBlock(2 * c1, c1, width)
@@ -115,13 +121,13 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        text = (text - self.text_mean) / self.text_std  # mean 0, entries of size about 1
+        words = text[:, 1:]  # (B, WORDS, dim)
+        text = (text[:, 0] - self.text_mean[0]) / self.text_std  # mean 0, entries of size about 1
         condition = F.silu(self.time(t) + self.text(text))  # (B, width)
         h1 = self.inp(F.pixel_unshuffle(x_t, self.patch))  # (B, c1, 14, 14)
         h1 = self.down1(h1, condition)
-        h = self.middle1(self.coarser(h1), condition)  # (B, c2, 7, 7)
-        h = self.attention(h)
-        h = self.finer(self.middle2(h, condition))  # (B, c1, 7, 7)
+        h = self.attention1(self.middle1(self.coarser(h1), condition), words)  # (B, c2, 7, 7)
+        h = self.finer(self.attention2(self.middle2(h, condition), words))  # (B, c1, 7, 7)
         h = torch.cat([F.interpolate(h, scale_factor=2), h1], dim=1)  # (B, 2 c1, 14, 14)
         h = self.out(F.silu(self.norm(self.up1(h, condition))))  # (B, 4, 14, 14)
         return F.pixel_shuffle(h, self.patch)  # (B, 1, 28, 28)
@@ -178,7 +184,7 @@ def guided_v(x_t, t, model: UNet, text, scale: float, interval: tuple) -> torch.
     """
     if scale == 1 or (scale > 1 and not interval[0] <= t[0] <= interval[1]):
         return model(x_t, t, text)
-    texts = torch.cat([model.text_mean.expand_as(text), text])  # (2B, dim)
+    texts = torch.cat([model.text_mean.expand_as(text), text])  # (2B, 1 + WORDS, dim)
     v_uncond, v_cond = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), texts).chunk(2)
     return v_uncond + scale * (v_cond - v_uncond)  # Ho & Salimans Eq. 6, whose w is scale - 1
 
@@ -226,8 +232,8 @@ def train(run: common.Run, model: UNet) -> None:
     config = run.config
     images, labels = run.load_data()  # uint8 (N, 28, 28), int64 (N,)
     captions = run.captions(images, labels)  # all training sentences, and which fit an image
-    texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, dim)
-    model.text_mean, model.text_std = texts.mean(0), texts.std(0).mean()
+    texts = run.encoder.encode_text(captions.sentences).to(run.device)  # (S, 1 + WORDS, dim)
+    model.text_mean[0], model.text_std = texts[:, 0].mean(0), texts[:, 0].std(0).mean()
     alphas_bar = common.cosine_alphas_bar(run.device)
     optimizer = common.Muon(model.parameters(), config.lr, config.muon_lr)
     for step in run.steps(model=model, optimizer=optimizer):
@@ -236,9 +242,9 @@ def train(run: common.Run, model: UNet) -> None:
         i = captions.pick(run.batch_size)  # (B,)
         x_0 = common.to_images(images[i])  # (B, 1, 28, 28) in [-1, 1]
         mentioned = captions.mention(i)  # (B, attributes): -1 low, 1 high, 0 not mentioned
-        text = texts[captions.find(i, mentioned)]  # (B, dim)
+        text = texts[captions.find(i, mentioned)]  # (B, 1 + WORDS, dim)
         drop = (torch.rand(len(i), device=run.device) < config.p_uncond) & (mentioned == 0).all(1)
-        text = torch.where(drop[:, None], model.text_mean, text)  # Ho & Salimans Alg. 1
+        text = torch.where(drop[:, None, None], model.text_mean, text)  # Ho & Salimans Alg. 1
         with run.autocast():  # bfloat16 on devices where it is fast
             loss = diffusion_loss(partial(run.parallel(model), text=text), x_0, alphas_bar)
         optimizer.zero_grad()
@@ -256,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
     run = common.Run(config)
     if common.complete(run):
         return
-    run.encoder = common.load_clip(config, run.device)
+    run.encoder = common.load_clip(config, run.device, WORDS)
     torch.manual_seed(config.seed)
     model = UNet(config, run.encoder.dim).to(run.device)
 

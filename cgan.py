@@ -215,9 +215,8 @@ def train(run: common.Run, model: Generator, ema: Generator) -> None:
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), model.parameters()):
                 mean.lerp_(weight, 1 - decay)
-        run.losses.append(
-            {"generator_loss": loss_g.detach(), "discriminator_loss": loss_d.detach()}
-        )
+        losses = {"generator_loss": loss_g.detach(), "discriminator_loss": loss_d.detach()}
+        run.losses.append(losses)
 
 
 # ── Main ──────────────────────────────────────────────────────────────────────────────────────────

@@ -51,7 +51,7 @@ METRICS = {  # column -> its title, how it is written; {}: the extractor
     "sample_images_per_second": ("images/s", "{:.3g}"),
 }
 CURVES = "fid fd_pixels fd_style coverage of_real train_on_samples copied clip_similarity accuracy"
-TEXT = "model kind asked extractor text_encoder class_mix least_class samples_crc32 judge_crc32"
+TEXT = "model kind asked extractor text_encoder class_mix samples_crc32 judge_crc32"
 KEYS = ["model", "at"]  # of a row of a table; at: the guidance scale as text
 EXTRA = ["at", "guided", "use"]  # columns that are not saved
 AND_CLASS = ", and the class"

@@ -35,8 +35,7 @@ LEARNED = "classes", "emnist_split", "per_class"  # must be the same in runs tha
 STYLE = "thickness", "slant", "ink", "shape"  # measures of kit/attributes.py
 KEYS = "model kind scale n seed extractor text_encoder"
 TABLES = {  # file -> its columns, besides KEYS
-    "mse_diversity": "mse_diversity of_real least_of_real least_class train_on_samples copied "
-    "nearer_training",
+    "mse_diversity": "mse_diversity of_real train_on_samples copied nearer_training",
     "clip_sim_scores": "clip_similarity with_wrong_prompts accuracy accuracy_low accuracy_high",
     "fid_scores": "fid kid kid_se density coverage fd_pixels fd_style fid_balanced class_mix "
     "reference samples_crc32 judge_crc32",
@@ -190,8 +189,6 @@ class Evaluator:
         row = {"n": len(read), **self.facts, **distances(seen, self.reference)}
         row["mse_diversity"] = diversity.mean()
         row["of_real"] = diversity[of_real.index].mean() / real.mean()
-        row["least_of_real"] = of_real.min()
-        row["least_class"] = self.names[of_real.idxmin()] if len(of_real) else ""
         row["copied"] = metrics.copied(seen["distances"]) if "distances" in seen else np.nan
         row["nearer_training"] = seen["nearer"].mean() if "nearer" in seen else np.nan
         if not asked:  # nothing chose the classes

@@ -17,8 +17,6 @@ from kit.files import ROOT, load_arrays, reading
 from kit.pictures import COLORS, plain_log_scale, save_figure, save_grid, shown_classes
 from kit.words import with_words
 
-MARKERS = "os^Dv*X"
-
 
 @cache
 def colors() -> dict[str, str]:
@@ -29,9 +27,8 @@ def colors() -> dict[str, str]:
 
 
 def save_rows(path: Path, classes: list[str], rows: dict[str, np.ndarray], title: str = "") -> Path:
-    """Save a grid. rows: caption -> pixels uint8 (n, 28, 28), the classes in turn.
-
-    Shown are two images of each class; of more than 13 classes one image each, at most 26.
+    """Save a grid of two images of each class; of more than 13 classes one each, at most 26.
+    rows: caption -> pixels uint8 (n, 28, 28), the classes in turn.
     """
     n = min(map(len, rows.values()))
     shown = np.arange(min(2 * len(classes), n))
@@ -62,7 +59,7 @@ def draw_lines(axes, values: pd.Series, lines: pd.Series, x: pd.Series) -> None:
     """Plot the mean of values over x for each of lines; bars show one standard deviation."""
     means = values.groupby([lines, x], sort=False).agg(["mean", "std"])
     for i, (line, points) in enumerate(means.groupby(level=0, sort=False)):
-        points, marker = points.droplevel(0).sort_index(), MARKERS[i % len(MARKERS)]
+        points, marker = points.droplevel(0).sort_index(), "os^Dv*X"[i % 7]
         style = {"color": colors().get(line.split(",")[0]), "marker": marker, "label": line}
         axes.errorbar(points.index, points["mean"], points["std"], capsize=3, **style)
     axes.grid(alpha=0.3)

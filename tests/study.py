@@ -43,7 +43,7 @@ RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
 NOISY = "a1_cond", "a1_noisy", "a2_clip", "a2_noisy", "a2_static", "a2_static_noisy"
-LADDER_TRIALS = *NOISY, "a4_full", "a4_words", "a4_no_pair", "a4_null"
+LADDER_TRIALS = *NOISY, "a4_full", "a4_image", "a4_no_pair", "a4_null"
 WITNESSES = "fid fd_pixels fd_style coverage of_real nearer_training accuracy".split()
 # These decide what is learned and generated. Files, bars and messages may change.
 DECIDES = "common", *(f"kit/{x}" for x in "attributes captions words muon samples".split())

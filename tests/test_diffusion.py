@@ -25,9 +25,14 @@ LADDER, GUIDED = [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full], [a3_cfg, a4_ful
 ALPHAS_BAR = common.cosine_alphas_bar()
 
 
-def unit(n, dim=8, seed=1):
-    rows = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(rows, dim=1)
+def text_of(script, n, seed=1):
+    """-> vectors of n texts (n, 8); for a4 those of their words, too."""
+    shape = (n, 1 + a4_full.WORDS, 8) if script is a4_full else (n, 8)
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+unit = partial(text_of, None)
 
 
 def network(script, config=None):
@@ -59,12 +64,12 @@ class FakeRun:
         self.batch_size, self.n, self.device = batch_size, steps, torch.device("cpu")
         self.losses, self.parallel, self.autocast = [], lambda model: model, contextlib.nullcontext
         self.encoder, self.vectors = argparse.Namespace(dim=8, encode_text=self.encode), {}
-        self.cone, self.mentioned = 3 * torch.randn(8), []
+        self.cone, self.mentioned = 3 * torch.randn(text_of(script, 1).shape[1:]), []
 
     def encode(self, texts):
         """Vectors in a narrow cone, the same for the same text."""
         new = [text for text in texts if text not in self.vectors]
-        self.vectors |= zip(new, self.cone + 0.1 * torch.randn(len(new), 8))
+        self.vectors |= zip(new, self.cone + 0.1 * torch.randn(len(new), *self.cone.shape))
         return torch.stack([self.vectors[text] for text in texts])
 
     def captions(self, images, labels):
@@ -170,7 +175,7 @@ def test_the_share_of_the_variance_that_is_kept(script, eta):
 
 @pytest.mark.parametrize("script", LADDER)
 def test_no_noise_is_added_in_the_last_step(script):
-    film, text = [], {} if script is a0_uncond else {"text": unit(2)}
+    film, text = [], {} if script is a0_uncond else {"text": text_of(script, 2)}
     x_T, generators = start(2)
     model = partial(perturbed(network(script)), **text)
     script.sample(model, x_T, 4, 1.0, generators, film)
@@ -197,12 +202,12 @@ def test_an_image_depends_on_seed_and_number_alone(monkeypatch):
 
 @pytest.mark.parametrize("script", GUIDED)
 def test_scale_1_is_conditional_0_unconditional_and_2_extrapolates(script):
-    model, text, x_t = perturbed(network(script)), unit(4), torch.randn(4, 1, 28, 28)
+    model, x_t, text = perturbed(network(script)), torch.randn(4, 1, 28, 28), text_of(script, 4)
     t, always = torch.tensor([1, 300, 700, 1000]), (0, common.T)
     with torch.no_grad():
         cond, uncond = model(x_t, t, text), model(x_t, t, model.text_mean.expand_as(text))
         guided = {w: script.guided_v(x_t, t, model, text, w, always) for w in (0.0, 1.0, 2.0)}
-        other = script.guided_v(x_t, t, model, unit(4, seed=2), 0.0, (300, 700))
+        other = script.guided_v(x_t, t, model, text_of(script, 4, 2), 0.0, (300, 700))
     assert (other - uncond).abs().max() < 1e-5, "scale 0 ignores the text"
     assert (cond - uncond).abs().max() > 1e-3
     for scale, expected in ((0.0, uncond), (1.0, cond), (2.0, 2 * cond - uncond)):
@@ -212,7 +217,7 @@ def test_scale_1_is_conditional_0_unconditional_and_2_extrapolates(script):
 @pytest.mark.parametrize("script", GUIDED)
 def test_guidance_costs_a_second_pass_and_only_where_it_acts(script):
     """Scale 1 never has one; a scale above it only inside the interval; 0, without text, always."""
-    calls = []
+    calls, text = [], text_of(script, 3)
 
     class Model:
         text_mean = torch.zeros(8)
@@ -223,7 +228,7 @@ def test_guidance_costs_a_second_pass_and_only_where_it_acts(script):
 
     def twice(scale, interval):
         calls.clear()
-        v = partial(script.guided_v, model=Model(), text=unit(3), scale=scale, interval=interval)
+        v = partial(script.guided_v, model=Model(), text=text, scale=scale, interval=interval)
         script.sample(v, torch.zeros(3, 1, 28, 28), 10, 0.0, start(3)[1])
         assert len(calls) == 10 and {n for _, n in calls} <= {3, 6}
         return [t for t, n in calls if n == 6]
@@ -254,7 +259,7 @@ def test_one_in_ten_of_the_texts_that_name_a_class_alone_becomes_the_mean_text(s
 
     def loss(model_of_text, x_0, alphas_bar):
         text = model_of_text.keywords["text"]
-        seen.append((text == model.text_mean).all(1))
+        seen.append((text == model.text_mean).flatten(1).all(1))
         return sum(weight.sum() for weight in model.parameters()) + text.sum()
 
     monkeypatch.setattr(script, "diffusion_loss", loss)
@@ -267,7 +272,7 @@ def test_one_in_ten_of_the_texts_that_name_a_class_alone_becomes_the_mean_text(s
 @pytest.mark.parametrize("script", LADDER)
 def test_the_output_depends_on_t_and_on_the_text(script):
     model, x_t, t = perturbed(network(script)), torch.randn(2, 1, 28, 28), torch.full((2,), 500)
-    texts = [[], []] if script is a0_uncond else [[unit(2, seed=seed)] for seed in (1, 2)]
+    texts = [[], []] if script is a0_uncond else [[text_of(script, 2, seed)] for seed in (1, 2)]
     with torch.no_grad():
         v, earlier = model(x_t, t, *texts[0]), model(x_t, t - 100, *texts[0])
         assert v.shape == (2, 1, 28, 28) and (v - earlier).abs().max() > 1e-3
@@ -290,8 +295,8 @@ def test_training_moves_every_weight_and_texts_are_read_centred(script, monkeypa
             assert (mean - before[name]).abs().max() > 0 and (mean - weight).abs().max() > 0, name
     assert len(run.readers) == {a0_uncond: 0, cgan: 3, cvae: 3}.get(script, 1)
     for reader in run.readers:
-        texts = run.encode(run.made.sentences)  # (S, 8)
-        read = (texts - reader.text_mean) / reader.text_std
+        texts = run.encode(run.made.sentences)  # (S, 8), (S, 1 + WORDS, 8)
+        read = ((texts - reader.text_mean) / reader.text_std).view(len(texts), -1, 8)[:, 0]
         assert read.mean(0).abs().max() < 0.2 and 0.8 < read.std() < 1.25
         assert {"text_mean", "text_std"} <= {*reader.state_dict()}, "kept in the checkpoint"
     assert bool(run.read) == bool(run.readers) and all(x.abs().max() < 6 for x in run.read)

@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pytest
 import torch
 from conftest import ROOT
 from PIL import Image

@@ -135,7 +135,7 @@ IDEA = {
     "a1_cond": {"UNet.__init__", "UNet.forward", "train", "main"},
     "a2_clip": {"main"},
     "a3_cfg": {"train", "main"},
-    "a4_full": {"UNet.__init__", "UNet.forward"},
+    "a4_full": {"UNet.__init__", "UNet.forward", "train", "main"},
 }
 
 
@@ -145,7 +145,7 @@ def test_neighbours_differ_by_little_and_their_twins_are_equal_as_syntax_trees(o
     command = ["diff", str(PATHS[one]), str(PATHS[other])]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     changed = re.findall(r"^[<>]", done.stdout, re.M)
-    assert 0 < len(changed) <= {"a1_cond": 60, "a4_full": 50}.get(other, 40)
+    assert 0 < len(changed) <= {"a1_cond": 60, "a4_full": 70}.get(other, 40)
     old, new = parts(one), parts(other)
     assert {name for name in old.keys() & new.keys() if old[name] != new[name]} <= IDEA[other]
     assert len(old.keys() & new.keys()) >= 18

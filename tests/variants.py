@@ -86,7 +86,7 @@ VARIANTS = {
     "a2_noisy": ("a2_clip", NOISY),
     "a2_static": ("a2_clip", STATIC),
     "a2_static_noisy": ("a2_clip", STATIC | NOISY),
-    "a4_words": ("a4_full", "a4_words.patch"),
+    "a4_image": ("a4_full", "a4_image.patch"),
     "a4_no_pair": ("a4_full", NO_PAIR),
     "a4_null": ("a4_full", NULL),
     "cgan_long": (GAN, LONG),

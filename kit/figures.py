@@ -138,9 +138,8 @@ def save_confusion(path: Path, classes: list[str], matrices: dict[str, np.ndarra
 
 
 def load_films(paths: dict[str, Path]) -> list[dict]:
-    """Model -> film.npz -> films: prompts, scales, moments, and sprites, one for each model.
-
-    A sprite is a picture of all frames, with a row for each prompt and scale, as base64.
+    """Model -> film.npz -> films: prompts, scales, moments, and a sprite for each model: a picture
+    of all frames, with a row for each prompt and scale, as base64.
     """
     films = {}
     for model, path in paths.items():

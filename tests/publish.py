@@ -25,7 +25,6 @@ COLUMNS = {  # title -> column of study.csv, how it is written
     "CLIP similarity": ("clip_similarity", "{:.3f}"),
     "wrong prompts": ("with_wrong_prompts", "{:.3f}"), "diversity": ("of_real", "{:.0%}"),
 }  # fmt: skip
-QUALITY = "FID", "coverage", "diversity (of real)", "train on samples", "right", HELD_OUT
 CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
 CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
 diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
@@ -129,8 +128,8 @@ def brought(study: str) -> pd.DataFrame:
     return table.loc[shown, ["script", *titles]]
 
 
-TABLES = {"words": words, "changes": changes, "brought": brought}
-TABLES["few"] = partial(measured, titles=QUALITY)
+TABLES = {"brought": brought}
+
 
 SAID = re.compile(
     r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S

@@ -7,7 +7,7 @@ import pytest
 import study
 from conftest import data_args
 from study import Study, Task
-from variants import EPS
+from variants import EPS, VARIANTS
 
 from kit.files import UserError
 
@@ -99,3 +99,8 @@ def test_a_run_of_other_settings_starts_over_and_a_killed_one_resumes(small, mon
     done.returncode = 2
     with pytest.raises(UserError, match="mnist, cvae, seed 0 is not complete"):
         Task("mnist", "cvae", 0).run()
+
+
+def test_every_variant_can_be_made(small):
+    for name in VARIANTS:
+        compile(Task("mnist", name, 0).file().read_text(encoding="utf-8"), name, "exec")

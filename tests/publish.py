@@ -26,13 +26,8 @@ COLUMNS = {  # title -> column of study.csv, how it is written
     "wrong prompts": ("with_wrong_prompts", "{:.3f}"), "diversity": ("of_real", "{:.0%}"),
 }  # fmt: skip
 CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
-CHINESE = """script=脚本|scale=引导强度|seeds=种子数|density=密度|coverage=覆盖率|copied=复制率|
-diversity (of real)=多样性（相对真实图像）|train on samples=样本训练准确率|right=准确率|
-right, held-out phrasings=未见过的句式|CLIP similarity=CLIP 相似度|wrong prompts=错误提示词|
-thin=thin（细）|thick=thick（粗）|leaning left=leaning left（左倾）|
-leaning right=leaning right（右倾）|one word=一个属性词|said pair=训练用过的组合|
-held-out pair=未见过的组合|without asking=不提要求时|digit=数字正确|change=改动|
-real images=真实图像|noise=噪声|throughout=全程引导"""
+CHINESE = """script=脚本|right=准确率|right, held-out phrasings=未见过的句式|one word=一个属性词|
+held-out pair=未见过的组合|diversity (of real)=多样性（相对真实图像）"""
 CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
 
 
@@ -171,17 +166,10 @@ def filled(text: str, chinese: bool) -> str:
     def fill(match) -> str:
         table = TABLES[match[2]](match[3])
         if chinese:
-            table = table.rename(columns=translated).map(translated)
+            table = table.rename(columns=CHINESE)
         return f"{match[1]}\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{match[5]}"
 
     return MARKED.sub(fill, text)
-
-
-def translated(text: str) -> str:
-    if text in CHINESE:
-        return CHINESE[text]
-    head, _, tail = text.partition(", ")
-    return f"{CHINESE.get(head, head)}，{CHINESE.get(tail, tail)}" if tail else text
 
 
 def main() -> None:

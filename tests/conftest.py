@@ -36,9 +36,8 @@ TINY = "a4_full.py --clip tiny --train-steps 60 --batch-size 16 --samples 30 --s
 TINY += " --scales 1 2"
 SMALL = "--train-steps 4 --batch-size 8 --samples 20 --sample-steps 2"
 HERE = "127.0.0.1"
-PROXIES = "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"
-DEAD = dict.fromkeys(PROXIES, f"http://{HERE}:9")  # nothing listens there
-DEAD |= {"no_proxy": HERE, "NO_PROXY": HERE}
+DEAD = dict.fromkeys("http_proxy https_proxy HTTP_PROXY HTTPS_PROXY".split(), f"http://{HERE}:9")
+DEAD |= {"no_proxy": HERE, "NO_PROXY": HERE}  # nothing listens on port 9
 
 
 def pytest_configure():
@@ -63,7 +62,6 @@ def warm(folder: Path) -> None:
 def ours(pattern: str) -> list[Path]:
     """The files of the repository with such names: what git has or would add, so no .venv."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern]
-    paths = []
     if (ROOT / ".git").exists() and shutil.which("git"):
         told = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout
         paths = [ROOT / name for name in told.split("\0") if name]
@@ -90,11 +88,11 @@ def offline():
 def cli():
     """cli("a4_full.py --n 3", folder) runs it as a user would. check: the exit code expected."""
 
-    def run(command, cwd, check=0, env=None):
+    def run(command, cwd, check=0, env=()):
         script, *flags = command if isinstance(command, list) else command.split()
         line = [sys.executable, str(ROOT / script), *flags]
         warm(cwd)
-        env = os.environ | (env or {})
+        env = os.environ | dict(env)
         done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == check, done.stderr
         return done
@@ -218,9 +216,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """An HTTP server on this machine: .root is its folder, .url its address, .requests what was
-    asked for, .truncate a name that is served only half.
-    """
+    """An HTTP server of the folder .root at .url; .requests; .truncate: a name to send half of."""
     root = tmp_path / "served"
     root.mkdir()
     handler = functools.partial(Handler, directory=root)

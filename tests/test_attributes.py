@@ -51,22 +51,17 @@ def test_place_does_not_count_and_an_image_without_ink_is_neither_low_nor_high()
         assert moved == pytest.approx(first, abs=1e-6) and np.isnan(blank)
     chosen = {"thickness": {"thin": 2.0, "thick": 3.0}, "slant": {"leaning left": -1.0, "b": 1.0}}
     values = np.array([[1, -2], [np.nan, np.nan], [2.5, 0], [4, 2]])
-    assert attributes.states(data_args(), values, chosen).tolist() == [
-        [-1] * 2,
-        [0] * 2,
-        [0] * 2,
-        [1] * 2,
-    ]
+    expected = np.int8([[-1, -1], [0, 0], [0, 0], [1, 1]])
+    assert (attributes.states(data_args(), values, chosen) == expected).all()
     slant = {"slant": chosen["slant"]}
-    assert attributes.states(data_args(), values, slant).tolist() == [[-1], [0], [0], [1]]
+    assert (attributes.states(data_args(), values, slant) == expected[:, 1:]).all()
 
 
 def test_thresholds_are_quantiles_of_the_training_digits():
     pixels, config = embedded_mnist("train")[0][::100].numpy(), data_args()
     values = attributes.measured(config, pixels)
     chosen = attributes.thresholds(config, values)
-    assert [(x, *y) for x, y in chosen.items()] == [
-        ("thickness", "thin", "thick"), ("slant", "leaning left", "leaning right")]  # fmt: skip
+    assert [*chosen] == ["thickness", "slant"] and [*map(tuple, chosen.values())] == WORDS
     states = attributes.states(config, values, chosen)
     assert states.dtype == np.int8 and states.shape == (200, 2)
     for state in (-1, 1):
@@ -127,40 +122,30 @@ def test_a_word_that_fits_is_said_two_of_three_times_and_the_pair_never(digits):
     assert both.float().mean() == pytest.approx(4 / 9, abs=0.02)
 
 
-def test_captions_without_words_stand_for_all_images(digits):
-    """An image is drawn three times as often for each word, one of the held-out pair five times."""
-    i, pair = digits.pick(90_000), (digits.states == torch.tensor(HELD_OUT)).all(1)
+def test_what_is_said_goes_with_what_is_not_said_as_often_as_in_the_data(digits):
+    """No leak: "thick" alone would go with left-leaning images more often than thick images do."""
+    i, pair = digits.pick(200_000), (digits.states == torch.tensor(HELD_OUT)).all(1)
     fitting, counts = (digits.states != 0).sum(1), torch.bincount(i, minlength=6000).float()
     groups = [(fitting == k) & ~pair for k in (0, 1, 2)] + [pair]
     means = [counts[group].mean().item() for group in groups]
-    assert [mean / means[0] for mean in means] == pytest.approx([1, 3, 9, 5], rel=0.1)
-    silent = digits.states[i[(digits.mention(i) == 0).all(1)]].tolist()
-    for state in itertools.product((-1, 0, 1), repeat=2):  # their shares are as in the data
-        assert silent.count([*state]) / len(silent) == pytest.approx(1 / 9, abs=0.015), state
-
-
-def test_a_word_goes_with_the_other_state_as_often_as_in_the_data(digits):
-    """No leak: "thick" alone would go with left-leaning images more often than thick images do."""
-    i = digits.pick(200_000)
+    turns = [mean / means[0] for mean in means]
+    assert turns == pytest.approx([1, 3, 9, 5], rel=0.1), "three for each word, five for the pair"
     said, states = digits.mention(i), digits.states[i]
-    for k, value in itertools.product((0, 1), (-1, 1)):
-        alone = (said[:, k] == value) & (said[:, 1 - k] == 0)
-        of_data = digits.states[digits.states[:, k] == value, 1 - k]
-        for other in (-1, 0, 1):
-            share = (states[alone, 1 - k] == other).float().mean().item()
-            assert abs(share - (of_data == other).float().mean().item()) < 0.02, (k, value, other)
+    for asked in map(torch.tensor, combinations(2)[:5]):  # nothing, or one word
+        shown = states[(said == asked).all(1)]
+        of_data = digits.states[((digits.states == asked) | (asked == 0)).all(1)]
+        for state in itertools.product((-1, 0, 1), repeat=2):
+            one, other = ((x == torch.tensor(state)).all(1) for x in (shown, of_data))
+            assert abs(one.float().mean() - other.float().mean()) < 0.015, (asked, state)
 
 
-def test_one_attribute_alone_has_no_held_out_pair(digits, monkeypatch):
-    """As where all images are equally thick."""
+def test_the_held_out_pair_needs_two_attributes_and_can_be_left_out(digits, monkeypatch):
+    """One is left where all images are equally thick."""
     one = with_states(data_args(), digits.states, monkeypatch, ("slant",), WORDS[1:])
     high = one.states[:, 0] == 1
     said = one.mention(high.nonzero()[:, 0])
     assert said.shape[1] == 1 and said.float().mean() == pytest.approx(2 / 3, abs=0.03)
     assert len(one.turns) == (3 ** (one.states != 0)).sum()
-
-
-def test_images_of_the_held_out_pair_can_be_left_out_altogether(digits, monkeypatch):
     monkeypatch.setattr(captions, "HELD_OUT_TURNS", 0)
     none = with_states(data_args(), digits.states, monkeypatch)
     assert not (digits.states[none.turns.long()] == torch.tensor(HELD_OUT)).all(1).any()

@@ -40,9 +40,7 @@ def write_run(out, script, seed=0, **choices):
     (folder / "metrics").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_samples(folder, rng, kinds, scales * text)
-    write_scores(folder, kinds, seed)
-    if text:
-        write_obedience(folder, scales, seed)
+    write_scores(folder, kinds, scales * text, seed)
     costs = {"device": "cpu", "sample_images_per_second": 10.5 * len(script)}
     costs |= {"parameters": 12345, "train_seconds": 9.5, "sample_steps": config["sample_steps"]}
     save_table(folder / "metrics" / "performance.csv", [{**costs, "scale": x} for x in scales])
@@ -72,7 +70,8 @@ def write_samples(folder, rng, kinds, scales):
     save_arrays(folder / "metrics" / "judged.npz", judged | {"nearest": images[shown][:, ::-1]})
 
 
-def write_scores(folder, kinds, seed):
+def write_scores(folder, kinds, scales, seed):
+    """The tables of evaluate.py: all measures differ, and of words they are the same."""
     rows = [(folder.name, *group) for group in kinds]
     rows += [(name, "trained", np.nan) for name in ("real images", "noise")]
     table = pd.DataFrame(rows, columns=["model", "kind", "scale"])
@@ -82,12 +81,10 @@ def write_scores(folder, kinds, seed):
     table = table.assign(judge_crc32="00123456", class_mix="null", accuracy=0.9)
     for name, columns in evaluate.TABLES.items():
         save_table(folder / "metrics" / f"{name}.csv", table[f"{evaluate.KEYS} {columns}".split()])
-
-
-def write_obedience(folder, scales, seed):
     kinds = ["nothing", *["one word"] * 4, *["said pair"] * 3, "held-out pair"]
     asked = [", ".join(words_of(PAIRS, x)) or "nothing" for x in combinations(2)]
-    table = pd.concat(pd.DataFrame({"kind": kinds, "asked": asked, "scale": x}) for x in scales)
+    table = pd.DataFrame(zip(kinds, asked), columns=["kind", "asked"])
+    table = pd.DataFrame({"scale": scales}).merge(table, "cross")
     table = table.assign(model=folder.name, seed=seed, n=N, as_asked=0.75, without_asking=0.25)
     table = table.assign(everything=0.5, everything_without_asking=0.125, accuracy=0.9)
     save_table(folder / "metrics" / "attributes.csv", table)
@@ -100,15 +97,6 @@ def compared(out, monkeypatch):
     save_arrays(folder / "real.npz", {"images": embedded_mnist("test")[0].numpy()[:260]})
     compare.main(["--out", str(out)])
     return (folder / "report.html").read_text(encoding="utf-8")
-
-
-def tables_of(page):
-    """-> each table as a list of rows, which are dicts."""
-    found = []
-    for table in re.findall("<table.*?</table>", html.unescape(page), re.S):
-        head, rows = re.findall("<th>(.*?)</th>", table), table.split("<tr>")[1:]
-        found.append([dict(zip(head, re.findall("<td>(.*?)</td>", row))) for row in rows])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +112,22 @@ def reported(tmp_path_factory):
         return out, compared(out, monkeypatch)
 
 
-def test_the_tables_have_seeds_as_mean_and_deviation_and_other_settings_apart(reported):
-    quality, obedience, words, settings = tables_of(reported[1])
+def test_csv_files_have_each_seed_and_tables_their_mean_and_other_settings_apart(reported):
+    metrics, tables = reported[0] / "mnist" / "compare" / "metrics", []
+    rows = compare.read_table(metrics / "rows.csv")
+    run = rows[(rows["model"] == "a4_full") & (rows["scale"] == 3)]
+    assert {*zip(run["kind"], run["seed"])} == {*itertools.product(("held-out", "trained"), (0, 1))}
+    assert sorted(run["sample_images_per_second"].fillna(0)) == [0, 0, 73.5, 73.5]
+    assert {*rows.loc[rows["scale"].isna(), "model"]} == {"real images", "noise"}
+    assert {*rows["judge_crc32"]} == {"00123456"} and "null" in {*rows["class_mix"]}
+    assert len(pd.read_csv(metrics / "asked.csv")) == 9 * (3 * 3 + 2)
+    for table in re.findall("<table.*?</table>", html.unescape(reported[1]), re.S):
+        head, lines = re.findall("<th>(.*?)</th>", table), table.split("<tr>")[1:]
+        tables.append([dict(zip(head, re.findall("<td>(.*?)</td>", x))) for x in lines])
+    quality, obedience, words, settings = tables
     models = "a0_uncond – 1|a4_full 1 2|a4_full 2 2|a4_full 3 2|a5_mine 1 1|a5_mine 2 1|a5_mine 3 1"
     models += "|cgan – 1|cvae – 1|real images – –|noise – –"
     assert [f"{x['model']} {x['scale']} {x['seeds']}" for x in quality] == models.split("|")
-    rows = pd.read_csv(reported[0] / "mnist" / "compare" / "metrics" / "rows.csv")
     seeds = rows.query("model == 'a4_full' and kind == 'trained' and scale == 2")["fid"]
     assert quality[2]["FID (judge)"] == f"{seeds.mean():.3g} ± {seeds.std():.3g}"
     assert obedience[2]["accuracy"] == "90.0% ± 0.0%"
@@ -141,17 +139,6 @@ def test_the_tables_have_seeds_as_mean_and_deviation_and_other_settings_apart(re
     assert words[3]["the class"] == "90.0%" and words[-1]["scale"] == "–"
     assert [row["used in"] for row in settings] == ["tables"] * 6 + ["steps", "–"]
     assert settings[-1]["run"] == "wide/mnist/a4_full" and settings[-1]["widths"] == "[64, 128]"
-
-
-def test_rows_csv_has_all_numbers_of_each_seed(reported):
-    out = reported[0] / "mnist"
-    rows = compare.read_table(out / "compare" / "metrics" / "rows.csv")
-    run = rows[(rows["model"] == "a4_full") & (rows["scale"] == 3)]
-    assert {*zip(run["kind"], run["seed"])} == {*itertools.product(("held-out", "trained"), (0, 1))}
-    assert sorted(run["sample_images_per_second"].fillna(0)) == [0, 0, 73.5, 73.5]
-    assert {*rows.loc[rows["scale"].isna(), "model"]} == {"real images", "noise"}
-    assert {*rows["judge_crc32"]} == {"00123456"} and "null" in {*rows["class_mix"]}
-    assert len(pd.read_csv(out / "compare" / "metrics" / "asked.csv")) == 9 * (3 * 3 + 2)
 
 
 def test_the_page_shows_all_figures_and_needs_nothing_from_elsewhere(reported):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ FLOW = SMALL.removesuffix(" --sample-steps 2")
 OTHERS = {  # script -> its flags at the smallest size
     "a0_uncond": SMALL,
     "a1_cond": f"{SMALL} --widths 16 32",
-    "a2_clip": f"{SMALL} --clip tiny",
+    "a2_clip": SMALL,  # without a network
     "a3_cfg": f"{SMALL} --clip tiny --scales 1 2",
     "cgan": f"{FLOW} --clip tiny",
     "cvae": f"{FLOW} --clip tiny",
@@ -93,7 +94,8 @@ def others(here, tmp_path_factory):
     """One folder with a finished run of each of the other scripts, at the smallest size."""
     folder = tmp_path_factory.mktemp("others")
     for script, flags in OTHERS.items():
-        here(f"{script}.py {flags}", folder)
+        said = re.findall("(?m)^(CLIP|MNIST): .*using", here(f"{script}.py {flags}", folder).stderr)
+        assert said == ["CLIP"] * (script == "a2_clip") + ["MNIST"], "a line for each replacement"
     return folder
 
 
@@ -134,9 +136,7 @@ def test_importing_a_script_does_nothing(tmp_path):
     assert done.returncode == 0 and not (done.stdout + done.stderr).strip(), done.stderr
 
 
-def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
-    finished, tmp_path, here
-):
+def test_after_sigkill_the_command_leaves_what_an_undisturbed_one_does(finished, tmp_path, here):
     """While it trains, a second process gets one line."""
     last = last_of(tmp_path)
     warm(tmp_path)
@@ -146,8 +146,7 @@ def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
     while not last.exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
-    done = here(TINY, tmp_path, check=1)
-    only_error(done, "another process is using", "a4_full")
+    only_error(here(TINY, tmp_path, check=1), "another process is using", "a4_full")
     assert not (run_folder(tmp_path) / "images").exists()
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -161,20 +160,14 @@ def test_after_sigkill_the_same_command_leaves_what_an_undisturbed_one_does(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Killed(BaseException):
-    """As SIGKILL: nothing that would come after it happens."""
-
-
-def interrupt(monkeypatch, place, name, call, how):
-    """Raise a signal or Killed in that call of a function. -> a list with an entry for each call"""
+def interrupt(monkeypatch, place, name, call, number=None):
+    """In this call of a function raise a signal, or exit with 9. -> a list that all calls fill"""
     true, calls = getattr(place, name), []
 
     def function(*args):
         calls.append(1)
-        if len(calls) == call and how is Killed:
-            raise Killed
         if len(calls) == call:
-            signal.raise_signal(how)
+            signal.raise_signal(number) if number else sys.exit(9)
         return true(*args)
 
     monkeypatch.setattr(place, name, function)
@@ -206,11 +199,9 @@ def test_sigterm_counts_as_ctrl_c_and_a_gan_resumes_too(others, here, tmp_path, 
 def test_killed_while_it_samples_it_resumes_after_the_last_group(finished, copy, here, monkeypatch):
     run = run_folder(copy)
     shutil.rmtree(run / "images")
-    (run / "metrics" / "performance.csv").unlink()
     monkeypatch.setattr(a4_full, "train", lambda *_: pytest.fail("it trains"))
-    calls = interrupt(monkeypatch, a4_full, "sample", 4, Killed)  # in the fourth of five groups
-    with pytest.raises(Killed):
-        here(TINY, copy)
+    calls = interrupt(monkeypatch, a4_full, "sample", 4)  # in the fourth of five groups
+    here(TINY, copy, check=9)
     assert not (run / SAMPLES).exists() and "complete" not in here(TINY, copy).stderr
     # Two groups, prompts.png, denoising.png, seven scales of film.npz.
     assert len(calls) == 4 + 2 + 1 + 1 + 7
@@ -260,18 +251,16 @@ def test_fresh_starts_over_and_moves_the_earlier_run_aside(others, here, tmp_pat
 STEPS = SMALL.replace("--train-steps 4", "--train-steps 40")
 # Before the training: gradients of two processes with other images are averaged.
 CODE = """
-import os, signal, sys, torch, a1_cond, common
-from kit.files import RANK
+import argparse, os, signal, sys, torch, a1_cond, common
+from kit.files import RANK, pick_device
 
-class Run(common.Run):
-    def load_data(self):
-        model = torch.nn.Linear(2, 1, bias=False)
-        torch.nn.init.ones_(model.weight)
-        self.parallel(model)(torch.tensor([[1.0, 2.0 + 4 * RANK]])).sum().backward()
-        assert model.weight.grad.tolist() == [[1.0, 4.0]], model.weight.grad
-        return super().load_data()
+pick_device("auto")
+model = torch.nn.Linear(2, 1, bias=False)
+parallel = common.Run.parallel(argparse.Namespace(replicas={}), model)
+parallel(torch.tensor([[1.0, 2.0 + 4 * RANK]])).sum().backward()
+assert model.weight.grad.tolist() == [[1.0, 4.0]], model.weight.grad
 
-common.Run, true_loss, calls = Run, a1_cond.diffusion_loss, []
+true_loss, calls = a1_cond.diffusion_loss, []
 def loss(model, x_0, alphas_bar):
     calls.append(1)
     assert len(x_0) == 4, "each process takes half of a batch"
@@ -284,55 +273,51 @@ try:
 except SystemExit as stop:
     print(f"ended with {stop.code}")
 torch.distributed.barrier()
-assert torch.load("results/mnist/a1_cond/checkpoints/last.pt")["step"] == 20
 a1_cond.main(sys.argv[1:])
 """
 
 
 def test_two_processes_stop_resume_and_generate_what_one_does(here, tmp_path, monkeypatch):
     """One of them is asked to stop at step 5."""
-    two, one = tmp_path / "two", tmp_path / "one"
-    for folder in (two, one):
-        last_of(folder, "a1_cond").parent.mkdir(parents=True)
-    warm(two)
-    (two / "both.py").write_text(CODE)
+    run = run_folder(tmp_path, "a1_cond")
+    warm(tmp_path)
+    (tmp_path / "both.py").write_text(CODE)
     line = "-m torch.distributed.run --standalone --nproc-per-node 2 both.py".split()
-    done = subprocess.run([sys.executable, *line, *STEPS.split()], cwd=two, text=True,
+    done = subprocess.run([sys.executable, *line, *STEPS.split()], cwd=tmp_path, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert done.returncode == 0, done.stdout
     said = "saved at step 20 of 40", "from step 20 of 40", "ended with 143"
     assert [done.stdout.count(x) for x in said] == [1, 1, 2], done.stdout
-    assert [row["step"] for row in rows(run_folder(two, "a1_cond") / CURVE)] == ["20", "40"]
-    checkpoint = torch.load(last_of(two, "a1_cond"), weights_only=True)
+    assert [row["step"] for row in rows(run / CURVE)] == ["20", "40"]
+    checkpoint = torch.load(last_of(tmp_path, "a1_cond"), weights_only=True)
     assert checkpoint["config"]["processes"] == 2
     assert not [x for x in checkpoint["model"] if x.startswith("module.")]
-    shutil.copy(last_of(two, "a1_cond"), last_of(one, "a1_cond"))
+    by_two = bytes_of(tmp_path, "a1_cond")
+    shutil.rmtree(run / "images")
     monkeypatch.setattr(a1_cond, "train", lambda *_: pytest.fail("it trains"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    here(f"a1_cond.py {STEPS}", one)
+    here(f"a1_cond.py {STEPS}", tmp_path)
     torch.set_num_threads(threads)
-    assert bytes_of(one, "a1_cond") == bytes_of(two, "a1_cond")
+    assert bytes_of(tmp_path, "a1_cond") == by_two
 
 
 DRAW = "a4_full.py --n 2 --sample-steps 2 --prompt"
 
 
-def test_a_prompt_before_any_training_uses_the_weights_of_the_repository(here, tmp_path):
+def test_the_weights_of_the_repository_draw_what_is_asked_for(here, tmp_path, monkeypatch):
+    """A prompt before any training."""
     done = here(f"{DRAW} 7", tmp_path)
     assert f"using {ROOT / 'assets' / 'a4_full_mnist.pt'}" in done.stderr
     assert "CLIP" not in done.stderr, "no encoder was asked for on the net"
     picture = tmp_path / done.stdout.strip()
     assert imread(picture).std() > 0.05 and [*contents(tmp_path)] == [picture]
-
-
-def test_they_draw_n_of_the_digits_that_were_asked_for(here, tmp_path, monkeypatch):
-    grids, network = [], judge.load_judge(a4_full.Config(), CPU)
-    monkeypatch.setattr(pictures, "save_grid", lambda *args, **_: grids.append(args))
+    network = judge.load_judge(a4_full.Config(), CPU)
+    monkeypatch.setattr(pictures, "save_grid", grid := Mock())
     for i in (0, 3, 7):
         here(f"a4_full.py --n 5 --prompt {DIGITS[i]}", tmp_path)
-        _, pixels, columns, title = grids.pop()
+        _, pixels, columns, title = grid.call_args.args
         assert pixels.shape == (5, 28, 28) and columns == 3 and (network.see(pixels)[1] == i).all()
         assert title == f"{DIGITS[i]}; guidance scale 2"
     assert "names no class" in here(f"{DRAW} sevens", tmp_path).stderr
@@ -364,15 +349,8 @@ def test_a_trained_run_draws_prompts_and_adds_a_picture_alone(copy, here):
     assert "30 of 60" in here(f"{DRAW} 7", copy).stderr, "it is trained in part"
 
 
-def test_the_variables_of_torchrun_without_torchrun_mean_nothing(tmp_path):
-    warm(tmp_path)
-    code = f"""
-import a0_uncond, a4_full
-a0_uncond.main({SMALL.split()})
-a4_full.main(["--prompt", "seven", "--n", "1", "--sample-steps", "2"])
-"""
+def test_the_variables_of_torchrun_without_torchrun_mean_nothing(cli, tmp_path):
     env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29517"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | env,
-                          capture_output=True, text=True, timeout=100)  # fmt: skip
-    assert done.returncode == 0 and (tmp_path / done.stdout.strip()).exists(), done.stderr
+    cli(f"a0_uncond.py {SMALL}", tmp_path, env=env)
     assert torch.load(last_of(tmp_path, "a0_uncond"), weights_only=True)["step"] == 4
+    assert (tmp_path / cli(f"{DRAW} seven", tmp_path, env=env).stdout.strip()).is_file()

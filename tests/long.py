@@ -6,6 +6,7 @@ python tests/long.py flags         150 made-up command lines, each really starte
 python tests/long.py damage        150 times a file of a run is damaged somewhere
 python tests/long.py processes     two processes of one thread each against one: images/s of a4
 python tests/long.py clip          a text encoder of the size of ViT-B/32: seconds, memory
+python tests/long.py minimal       minimal.py: seconds, and which of 200 images the judge is sure of
 
 Each prints what it measured, and fails where a promise is broken.
 """
@@ -22,9 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from conftest import DEAD, ROOT, STAND_IN, TINY, rows, run_folder, save_openai_clip
 from test_config import SCRIPTS, VALUES
 from test_golden import differences, train
+
+from kit import judge
 
 ENV = os.environ | DEAD | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SAMPLES = "images/samples.npz"
@@ -127,7 +132,20 @@ def clip(place: Path) -> None:
     print(f"all captions read, 2 steps, 10 samples: {time.time() - begin:.0f} s, {memory:.0f} MB")
 
 
+def minimal(place: Path) -> None:
+    (place / "assets").symlink_to(ROOT / "assets")
+    os.chdir(place)
+    torch.manual_seed(0)
+    code, begin, names = (ROOT / "minimal.py").read_text(), time.time(), {}
+    exec(code.replace("randn(6,", "randn(200,").replace("6 * 2 * 24", "-1"), names)
+    took, images = time.time() - begin, F.pad(names["x_t"].clamp(-1, 1), [2] * 4, value=-1)
+    reader = judge.load_judge(judge.Config(), torch.device("cpu"))
+    sure = (reader(images).softmax(1).amax(1) > 0.9).float().mean().item()
+    print(f"minimal.py: {took:.0f} s, confidence above 0.9 for {sure:.1%} of 200 images")
+    assert took <= 180 and sure >= 0.75
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or "golden kills flags damage processes clip".split():
+    for name in sys.argv[1:] or "golden kills flags damage processes clip minimal".split():
         with tempfile.TemporaryDirectory() as folder:
             globals()[name](Path(folder))

@@ -71,6 +71,7 @@ STUDIES = {
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
     "ladder_trials": Study(LADDER_TRIALS, (0, 1, 2, 3, 4), choices=True),
+    "half": Study(LADDER_TRIALS, flags="--dataset mnist --train-steps 2300", choices=True),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study(TRIALS[VAE], (0,), choices=True),
 }

@@ -16,7 +16,7 @@ def run(folder, monkeypatch, steps, ideal=None):
     (folder / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
-    code = CODE.replace("200, 6000,", f"200, {steps},")
+    code = CODE.replace("200, 4000,", f"200, {steps},")
     if ideal is not None:
         code = code.replace(
             "x_t, film =", "model = lambda x_t, t: ideal.expand_as(x_t)\nx_t, film ="
@@ -32,10 +32,10 @@ def test_it_has_60_lines_and_needs_torch_numpy_pillow_and_one_file():
 
 
 def test_it_generates_the_only_image_there_is(tmp_path, monkeypatch):
-    image = torch.rand(1, 1, 28, 28) * 1.8 - 0.9
+    image = torch.rand(1, 1, 24, 24) * 1.8 - 0.9
     names = run(tmp_path, monkeypatch, 0, image)
     assert (names["x_t"] - image).abs().max() < 1e-5 and len(names["film"]) == 200
-    noisy, seen = torch.stack(names["film"]).unbind(2)  # (200, 6, 28, 28)
+    noisy, seen = torch.stack(names["film"]).unbind(2)  # (200, 6, 24, 24)
     assert (seen - image[0]).abs().max() < 1e-5
     share = (noisy * image[0]).mean((1, 2, 3))  # of the image in x_t
     assert share[0].abs() < 0.1 * share[-1] and abs(noisy[0].std() - 1) < 0.1
@@ -46,8 +46,8 @@ def test_it_learns_and_saves_eight_moments(tmp_path, monkeypatch, capsys):
     first = float(re.search(r"loss ([\d.]+)", capsys.readouterr().out)[1])
     assert loss < 0.6 * first
     picture = np.asarray(Image.open("minimal.png"))
-    assert picture.shape == (6 * 2 * 28, 8 * 28) and picture.dtype == np.uint8
-    noisy, seen = picture[:28, :28], picture[28:56, :28]  # the first image, from pure noise
+    assert picture.shape == (6 * 2 * 24, 8 * 24) and picture.dtype == np.uint8
+    noisy, seen = picture[:24, :24], picture[24:48, :24]  # the first image, from pure noise
     assert noisy.std() > 80 and seen.mean() < 0.7 * noisy.mean()  # towards the mean digit: dark
 
 

@@ -23,8 +23,11 @@ def flag(name: str, old: str, new: str) -> dict[str, str]:
 # As long as a4 trains (images per second of each script stand in docs/results/performance.csv), and
 # half as long, to try more.
 LONG, HALF = flag("train_steps: int", "4000", "5400"), flag("train_steps: int", "4000", "2700")
-LR6 = flag("lr: float", "3e-4", "6e-4")
+LR6, LR10 = flag("lr: float", "3e-4", "6e-4"), flag("lr: float", "3e-4", "1e-3")
+GAMMA10 = flag("gamma: float", "3.0", "10.0")
 SHORT = flag("train_steps: int", "4600", "1600")
+Z16 = flag("z: int", "32", "16")
+WIDE = flag("z: int", "32", "64") | flag("beta: float", "2.0", "1.0")
 MUON = {
     "torch.optim.Adam(model.parameters(), **adam)":
         "common.Muon(model.parameters(), config.lr, 0.005)",
@@ -82,35 +85,28 @@ NULL = {  # every tenth caption is dropped, of each image equally often: no bias
 # name -> the script, and what is replaced in its text
 VARIANTS = {
     "a0_eps": ("a0_uncond", EPS),
-    "a1_noisy": ("a1_cond", NOISY),
-    "a2_noisy": ("a2_clip", NOISY),
-    "a2_static": ("a2_clip", STATIC),
-    "a2_static_noisy": ("a2_clip", STATIC | NOISY),
+    "a1_noisy": ("a1_cond", NOISY), "a2_noisy": ("a2_clip", NOISY),
+    "a2_static": ("a2_clip", STATIC), "a2_static_noisy": ("a2_clip", STATIC | NOISY),
     "a4_image": ("a4_full", "a4_image.patch"),
-    "a4_no_pair": ("a4_full", NO_PAIR),
-    "a4_null": ("a4_full", NULL),
-    "cgan_long": (GAN, LONG),
-    "cgan_lr6": (GAN, LONG | LR6),
-    "cgan_half": (GAN, HALF | LR6),
-    "cgan_lr10": (GAN, HALF | flag("lr: float", "3e-4", "1e-3")),
+    "a4_no_pair": ("a4_full", NO_PAIR), "a4_null": ("a4_full", NULL),
+    "cgan_long": (GAN, LONG), "cgan_lr6": (GAN, LONG | LR6),
+    "cgan_half": (GAN, HALF | LR6), "cgan_lr10": (GAN, HALF | LR10),
     "cgan_gamma1": (GAN, HALF | LR6 | flag("gamma: float", "3.0", "1.0")),
-    "cgan_gamma10": (GAN, HALF | LR6 | flag("gamma: float", "3.0", "10.0")),
+    "cgan_gamma10": (GAN, HALF | LR6 | GAMMA10),
     "cgan_last": (GAN, HALF | LR6 | flag("ema_decay: float", "0.999", "0.0")),
     "cgan_batch64": (GAN, flag("train_steps: int", "4000", "1350") | LR6
                      | flag("batch_size: int", "32", "64")),
-    "cgan_muon": (GAN, HALF | LR6 | MUON),
-    "cgan_style": (GAN, HALF | LR6 | STYLE),
-    "cgan_deeper": (GAN, HALF | LR6 | DEEPER),
-    "cgan_text": (GAN, HALF | LR6 | TEXT),
-    "cvae_half": (VAE, SHORT),
-    "cvae_beta05": (VAE, SHORT | flag("beta: float", "2.0", "0.5")),
+    "cgan_muon": (GAN, HALF | LR6 | MUON), "cgan_style": (GAN, HALF | LR6 | STYLE),
+    "cgan_deeper": (GAN, HALF | LR6 | DEEPER), "cgan_text": (GAN, HALF | LR6 | TEXT),
+    "cgan_long_gamma10": (GAN, LONG | LR6 | GAMMA10),
+    "cgan_long_both": (GAN, LONG | LR10 | GAMMA10),
+    "cvae_half": (VAE, SHORT), "cvae_beta05": (VAE, SHORT | flag("beta: float", "2.0", "0.5")),
     "cvae_beta1": (VAE, SHORT | flag("beta: float", "2.0", "1.0")),
     "cvae_beta4": (VAE, SHORT | flag("beta: float", "2.0", "4.0")),
-    "cvae_z16": (VAE, SHORT | flag("z: int", "32", "16")),
-    "cvae_z64": (VAE, SHORT | flag("z: int", "32", "64")),
-    "cvae_z64_beta1": (VAE, SHORT | flag("z: int", "32", "64") | flag("beta: float", "2.0", "1.0")),
-    "cvae_slower": (VAE, SHORT | SLOWER),
-    "cvae_warm_up": (VAE, SHORT | WARM_UP),
+    "cvae_z16": (VAE, SHORT | Z16), "cvae_z64": (VAE, SHORT | flag("z: int", "32", "64")),
+    "cvae_z64_beta1": (VAE, SHORT | WIDE),
+    "cvae_long_z16": (VAE, Z16), "cvae_long_z64_beta1": (VAE, WIDE), "cvae_long": (VAE, {}),
+    "cvae_slower": (VAE, SHORT | SLOWER), "cvae_warm_up": (VAE, SHORT | WARM_UP),
     "cvae_batch32": (VAE, flag("train_steps: int", "4600", "3200")
                      | flag("batch_size: int", "64", "32")),
 }  # fmt: skip

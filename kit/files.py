@@ -175,7 +175,7 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # xpu, hpu
         raise UserError(f"--device {name} cannot be used: {one_line(error)}") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)  # whose random state is saved

@@ -43,7 +43,6 @@ RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
 NOISY = "a1_cond", "a1_noisy", "a2_clip", "a2_noisy", "a2_static", "a2_static_noisy"
-LADDER_TRIALS = *NOISY, "a4_full", "a4_image", "a4_no_pair", "a4_null"
 WITNESSES = "fid fd_pixels fd_style coverage of_real nearer_training accuracy".split()
 # These decide what is learned and generated. Files, bars and messages may change.
 DECIDES = "common", *(f"kit/{x}" for x in "attributes captions words muon samples".split())
@@ -60,6 +59,8 @@ class Study:
 
 
 AGAIN = "--dataset mnist --scales"
+HALF = "--dataset mnist --train-steps 2300"
+WORSE = f"{HALF} --scales 2 3 --guide worse"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "mnist": Study(SEVEN),
@@ -70,8 +71,10 @@ STUDIES = {
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
-    "ladder_trials": Study(LADDER_TRIALS, (0, 1, 2, 3, 4), choices=True),
-    "half": Study(LADDER_TRIALS, flags="--dataset mnist --train-steps 2300", choices=True),
+    "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),
+    "half": Study((*NOISY, "a4_no_pair"), flags=HALF, choices=True),
+    "null": Study(("a4_worse", "a4_null"), flags=f"{HALF} --scales 0 1 2 3", choices=True),
+    "worse": Study(("a4_worse",), (0, 1, 2), WORSE, of="null", choices=True),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study(TRIALS[VAE], (0,), choices=True),
 }

@@ -81,6 +81,25 @@ NULL = {  # every tenth caption is dropped, of each image equally often: no bias
         "        turns[captions.held_out[i]] = 5\n"
         "        drop = torch.rand(len(i), device=run.device) < 0.36 / turns",
 }  # fmt: skip
+WORSE = {  # with --guide worse, from a copy after an eighth of the training: Karras et al. 2024
+    "import math\n": "import copy\nimport math\n",
+    "    p_uncond: float =":
+        '    guide: str = "null"\n    SAMPLING = common.Config.SAMPLING | {"guide"}\n'
+        "    p_uncond: float =",
+    "    model = UNet(config, run.encoder.dim).to(run.device)\n":
+        "    model = UNet(config, run.encoder.dim).to(run.device)\n"
+        "    model.worse, model.guide = copy.deepcopy(model).requires_grad_(False), config.guide\n",
+    "        optimizer.step()\n":
+        "        optimizer.step()\n        if step + 1 == config.train_steps // 8:\n"
+        "            best = model.state_dict().items()\n"
+        '            best = {k: x for k, x in best if not k.startswith("worse")}\n'
+        "            model.worse.load_state_dict(best)\n",
+    "    texts = torch.cat([model.text_mean.expand_as(text), text])":
+        '    if model.guide == "worse":\n'
+        "        v_worse, v_cond = model.worse(x_t, t, text), model(x_t, t, text)\n"
+        "        return v_worse + scale * (v_cond - v_worse)\n"
+        "    texts = torch.cat([model.text_mean.expand_as(text), text])",
+}  # fmt: skip
 
 # name -> the script, and what is replaced in its text
 VARIANTS = {
@@ -89,6 +108,7 @@ VARIANTS = {
     "a2_static": ("a2_clip", STATIC), "a2_static_noisy": ("a2_clip", STATIC | NOISY),
     "a4_image": ("a4_full", "a4_image.patch"),
     "a4_no_pair": ("a4_full", NO_PAIR), "a4_null": ("a4_full", NULL),
+    "a4_worse": ("a4_full", WORSE),
     "cgan_long": (GAN, LONG), "cgan_lr6": (GAN, LONG | LR6),
     "cgan_half": (GAN, HALF | LR6), "cgan_lr10": (GAN, HALF | LR10),
     "cgan_gamma1": (GAN, HALF | LR6 | flag("gamma: float", "3.0", "1.0")),

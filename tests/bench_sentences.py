@@ -5,8 +5,7 @@ python tests/bench_sentences.py --clip ViT-B/32    and how OpenAI's CLIP reads t
 
 It generates 100 images of every prompt below with each run, at its default guidance scale: which
 digit the judge reads, and by formula how many are thin, thick, leaning: docs/results/sentences.csv,
-assets/sentences.png, assets/cosines.png. Then 1,000 images of each combination of trained words
-with a4, so that shares are known to 1 %: docs/results/words.csv.
+assets/sentences.png, assets/cosines.png.
 """
 
 import importlib
@@ -21,11 +20,11 @@ from matplotlib.figure import Figure
 import a1_cond
 import a2_clip
 import common
-from kit import attributes, judge, metrics
-from kit.captions import all_captions, words_of
+from kit import attributes, judge
+from kit.captions import all_captions
 from kit.files import save_table
 from kit.pictures import save_figure, save_grid
-from kit.samples import generate, groups_of
+from kit.samples import generate
 
 MODELS = "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
 PROMPTS = (
@@ -71,22 +70,6 @@ def rows_of(script: str, reader: judge.Judge) -> tuple[list[dict], np.ndarray]:
     return rows, np.stack(shown[: len(SHOWN)])
 
 
-def words_of_a4(reader: judge.Judge) -> list[dict]:
-    """A row for each combination of words, of 1,000 images each, in trained phrasings."""
-    run, draw, scale = load("a4_full")
-    run.config.samples = 9 * 1000
-    labels, prompts, _, _, numbers, asked = zip(*groups_of(run)["words", scale])
-    pixels, _ = generate(run, draw, prompts, scale, "words", numbers)
-    right, rows = reader.see(pixels)[1] == np.array(labels), []
-    words = [tuple(pair) for pair in run.saved["attributes"].values()]
-    shares = metrics.obedience(np.array(asked), states_of(run, pixels), right)
-    for combination, row in shares.items():
-        said = ", ".join(words_of(words, combination)) or "nothing"
-        del row["single"]
-        rows.append({"model": "a4_full", "scale": scale, "asked": said, **row})
-    return rows
-
-
 def save_cosines(encoders: dict) -> None:
     """Of COMPARED, as the models read them: without the mean of all training sentences."""
     config = a2_clip.Config()
@@ -122,7 +105,6 @@ def main(clip: str = "tiny") -> None:
     titles = [name if i == 1 else "" for name in ("a1", "a2", "a4") for i in range(4)]
     path = ROOT / "assets" / "sentences.png"
     save_grid(path, grid.reshape(-1, 28, 28), 12, "", titles, SHOWN, inches=0.35)
-    save_table(ROOT / "docs" / "results" / "words.csv", words_of_a4(reader), "%.4g")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The numbers of READMEs and docs are those of docs/results.
 
 A comment above a table names its files, and if need be a label that its rows have in common, or
-the columns that they are from: <!-- results/words.csv: thin, thick -->. Each number of the table
+the columns they are from: <!-- results/sentences.csv: thin, thick -->. Each number of the table
 must be the rounding of a number in those rows of the file whose text columns have the labels of
 the comment, of the header and of the table's row.
 """

@@ -1,9 +1,10 @@
 """A0: unconditional diffusion. Images from noise, with no control over what they show.
 
 Idea      Learn to remove noise step by step; then generate from pure noise.
-Changed   Against minimal.py (FID with and without: docs/1-diffusion.md): v is predicted, not the
-          noise (1.92, 3.02), by Muon (1.16, 2.03), noisier levels more often (0.72, 0.92); 18
-          steps that look ahead, with noise (0.51, 0.96); a U-Net with adaptive group norm.
+Changed   Against minimal.py (FID with each, and with its usual alternative: docs/1-diffusion.md):
+          predicts v (1.92; the noise 3.02), Muon (1.16; AdamW 2.03), noisier levels more often
+          (0.72; 0.92), 18 steps that look ahead, with noise (0.51; without noise 0.96), a U-Net
+          with adaptive group norm.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021).
@@ -36,7 +37,7 @@ class Config(common.Config):
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
     patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that are folded into channels
     sample_steps: int = 18  # sampling steps, from noise to an image
-    eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as the reverse SDE
+    eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as DDPM
 
 
 # ── Network ───────────────────────────────────────────────────────────────────────────────────────
@@ -139,7 +140,7 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=None) -> torch.Tensor:
     """SDE-DPM-Solver++(2M): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as the reverse SDE. generators:
+    Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as DDPM. generators:
     one for each image. film: a list to which every (t, x_t, x0_hat) is appended.
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)

@@ -39,7 +39,7 @@ class Config(common.Config):
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
     patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that are folded into channels
     sample_steps: int = 18  # sampling steps, from noise to an image
-    eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as the reverse SDE
+    eta: float = 1.0  # noise added while sampling: 0 none, 1 as much as DDPM
     prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
 
@@ -163,7 +163,7 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=None) -> torch.Tensor:
     """SDE-DPM-Solver++(2M): noise x_t (B, 1, 28, 28) -> images in [-1, 1]; v = model(x_t, t).
 
-    Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as the reverse SDE. generators:
+    Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as DDPM. generators:
     one for each image. film: a list to which every (t, x_t, x0_hat) is appended.
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)

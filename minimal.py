@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 T, STEPS, BATCH, LR = 200, 4000, 128, 1e-3  # noise levels; of training: steps, images in each, rate
-alphas_bar = torch.linspace(0, torch.pi / 2, T + 1).cos() ** 2  # of the image is left: 1 to 0
+alphas_bar = torch.linspace(0, torch.pi / 2, T + 1).cos() ** 2  # share of the image left, 1 to 0
 
 
-class Denoiser(nn.Module):  # x_t (B, 1, 24, 24), t (B,) in 1..T -> x0_hat, like x_t
+class Denoiser(nn.Module):  # x_t (B, 1, 24, 24), without the black edge; t (B,) in 1..T -> x0_hat
     def __init__(self):
         super().__init__()
         self.time, self.inp, self.out = nn.Linear(32, 640), nn.Linear(576, 640), nn.Linear(640, 576)

@@ -59,8 +59,7 @@ class Study:
 
 
 AGAIN = "--dataset mnist --scales"
-HALF = "--dataset mnist --train-steps 2300"
-WORSE = f"{HALF} --scales 2 3 --guide worse"
+WORSE = f"{AGAIN} 2 3 --guide worse"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "mnist": Study(SEVEN),
@@ -72,9 +71,10 @@ STUDIES = {
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),
-    "half": Study((*NOISY, "a4_no_pair"), flags=HALF, choices=True),
-    "null": Study(("a4_worse", "a4_null"), flags=f"{HALF} --scales 0 1 2 3", choices=True),
+    "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
+    "null": Study(("a4_worse", "a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
     "worse": Study(("a4_worse",), (0, 1, 2), WORSE, of="null", choices=True),
+    "average": Study((VAE, "average"), flags="--dataset mnist --train-steps 1600", choices=True),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study(TRIALS[VAE], (0,), choices=True),
 }

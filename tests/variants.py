@@ -67,6 +67,19 @@ TEXT = {  # the discriminator's convolutions see the text as well
 }  # fmt: skip
 WARM_UP = {"loss = reconstruction + config.beta * kl":
            "loss = reconstruction + config.beta * min(1, step / 800) * kl"}  # fmt: skip
+AVERAGE = {  # images by a moving average of the weights, as cgan.py makes them
+    "import math\n": "import copy\nimport math\n",
+    "    optimizer = common.Muon": "    ema = copy.deepcopy(model)\n    optimizer = common.Muon",
+    "run.steps(model=model,": "run.steps(ema=ema, model=model,",
+    "kl.detach()})\n":
+        "kl.detach()})\n"
+        "        with torch.no_grad():\n"
+        "            for mean, weight in zip(ema.parameters(), model.parameters()):\n"
+        "                mean.lerp_(weight, 1 - min(0.999, (1 + step) / (10 + step)))\n"
+        "    model.load_state_dict(ema.state_dict())\n",
+    "run.load(model=model)": "run.load(ema=model)",
+}  # fmt: skip
+
 IMPORT = {"import common  # a file of this repository; it needs the folder kit/ beside it":
           "import common\nimport controls"}  # fmt: skip
 NOISY = IMPORT | {
@@ -129,6 +142,7 @@ VARIANTS = {
     "cvae_long_z16": (VAE, vae(4600, z=16)),
     "cvae_long_z64_beta1": (VAE, vae(4600, z=64, beta=1.0)),
     "cvae_slower": (VAE, vae(lr=2.5e-3, muon_lr=0.01)), "cvae_warm_up": (VAE, vae() | WARM_UP),
+    "average": (VAE, AVERAGE),
     "cvae_batch32": (VAE, vae(3200, batch_size=32)),
 }  # fmt: skip
 TRIALS = {family: tuple(x for x in VARIANTS if x.startswith(family)) for family in (GAN, VAE)}

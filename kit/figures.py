@@ -27,13 +27,11 @@ def colors() -> dict[str, str]:
 
 
 def save_rows(path: Path, classes: list[str], rows: dict[str, np.ndarray], title: str = "") -> Path:
-    """Save a grid of two images of each class; of more than 13 classes one each, at most 26.
+    """Save a grid of at least ten images, of all classes or of 26.
     rows: caption -> pixels uint8 (n, 28, 28), the classes in turn.
     """
     n = min(map(len, rows.values()))
-    shown = np.arange(min(2 * len(classes), n))
-    if len(classes) > 13:
-        shown = shown_classes(len(classes), n)
+    shown = shown_classes(len(classes), n) if len(classes) > 10 else np.arange(min(10, n))
     pixels = np.concatenate([images[shown] for images in rows.values()])
     titles = [classes[i % len(classes)] for i in shown]
     save_grid(path, pixels, len(shown), title, titles, [*rows], inches=0.35)

@@ -191,10 +191,11 @@ def save_prompts_pictures(run: Run, draw) -> None:
 
 
 def save_reconstructions(run: Run, reconstruct) -> None:
-    """reconstructions.png: two held-out images of each class, and their reconstructions."""
+    """reconstructions.png: at least ten held-out images, and their reconstructions."""
     config, (pixels, labels, _) = run.config, load_dataset(run.config, "test")
     shown = shown_classes(len(config.classes), len(pixels)).tolist()
-    chosen = torch.cat([(labels == label).nonzero()[:2, 0] for label in shown])
+    each = math.ceil(10 / len(shown))
+    chosen = torch.cat([(labels == label).nonzero()[:each, 0] for label in shown])
     pixels, labels = pixels[chosen], labels[chosen].tolist()
     texts = words.phrasings(config, words.TRAIN_TEMPLATES)
     prompts = [texts[label][0] for label in labels]

@@ -73,8 +73,8 @@ def rows_of(script: str, reader: judge.Judge) -> tuple[list[dict], np.ndarray]:
 def save_cosines(encoders: dict) -> None:
     """Of COMPARED, as the models read them: without the mean of all training sentences."""
     config = a2_clip.Config()
-    figure = Figure(figsize=(6.2 * len(encoders), 6), layout="constrained")
-    panels, places = figure.subplots(1, len(encoders)), range(len(COMPARED))
+    figure = Figure(figsize=(6.2, 6 * len(encoders)), layout="constrained")
+    panels, places = figure.subplots(len(encoders)), range(len(COMPARED))
     words = [attributes.WORDS[name][:2] for name in attributes.measures_of(config)]
     for axes, (name, encoder) in zip(panels, encoders.items()):
         vectors = encoder.encode_text(COMPARED)
@@ -83,7 +83,8 @@ def save_cosines(encoders: dict) -> None:
         matrix = (vectors @ vectors.T).numpy()
         axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=6)
+            style = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(column, row, f"{value:.1f}", color="kw"[int(value > 0.7)], **style)
         axes.set_xticks(places, COMPARED, rotation=90)
         axes.set_yticks(places, COMPARED)
         axes.set_title(name)

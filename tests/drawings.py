@@ -20,9 +20,9 @@ from kit.pictures import COLORS, save_figure, use_plain_style
 
 BLUE, RED, GREEN = COLORS[:3]
 SHAPES = {  # where the features of the U-Net are shown: module -> its place (x, y), its text
-    "inp": ((1, 2), "convolution"), "down1": ((2, 2), "block"), "coarser": ((3, 1), "stride 2"),
-    "middle1": ((4, 1), "block"), "middle2": ((5, 1), "block"), "finer": ((6, 1), "1 x 1"),
-    "up1": ((7, 2), "block"), "out": ((8, 2), "convolution"),
+    "inp": ((0, 3), "convolution"), "down1": ((0, 2), "block"), "coarser": ((0, 1), "stride 2"),
+    "middle1": ((0, 0), "block"), "middle2": ((1, 0), "block"), "finer": ((1, 1), "1 x 1"),
+    "up1": ((1, 2), "block"), "out": ((1, 3), "convolution"),
 }  # fmt: skip
 
 
@@ -107,30 +107,29 @@ def network() -> Figure:
 
         model.get_submodule(name).register_forward_hook(keep)
     model(torch.zeros(1, 1, 28, 28), torch.ones(1))
-    figure = Figure(figsize=(11, 3.3))
+    figure = Figure(figsize=(5.4, 4.8))
     axes = figure.add_axes((0, 0, 1, 1))
     boxes = {name: (place, text, shapes[name]) for name, (place, text) in SHAPES.items()}
-    boxes["x_t"] = (0, 2), "folded", "4 x 14 x 14"
-    boxes["v"] = (9, 2), "unfolded", "1 x 28 x 28"
+    boxes = {"x_t": ((0, 4), "folded", "4 x 14 x 14"), **boxes}
+    boxes["v"] = (1, 4), "unfolded", "1 x 28 x 28"
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0}
+    places = [place for place, _, _ in boxes.values()]
+    for (x, y), after in zip(places, places[1:]):  # behind the boxes
+        axes.annotate("", (after[0] - 0.31 * (after[0] - x), after[1] - 0.32 * (after[1] - y)),
+                      (x, y), arrowprops=arrow, zorder=1)  # fmt: skip
     for name, ((x, y), text, shape) in boxes.items():
-        style = {"boxstyle": "round,pad=0.02", "fc": "white", "ec": BLUE}
-        axes.add_patch(FancyBboxPatch((x - 0.4, y - 0.3), 0.8, 0.6, **style))
-        axes.text(x, y, f"{name}\n{text}\n{shape}", ha="center", va="center", fontsize=8.5)
-    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 2, "shrinkB": 2}
-    order = sorted(place for place, _, _ in boxes.values())
-    for (x, y), (x_next, y_next) in zip(order, order[1:]):
-        axes.annotate("", (x_next - 0.42, y_next), (x + 0.42, y), arrowprops=arrow)
-    arch = arrow | {"connectionstyle": "arc3,rad=-0.25", "color": RED}
-    axes.annotate("", (7, 2.32), (2, 2.32), arrowprops=arch)
-    axes.text(4.5, 2.5, "joined with the features from before", color=RED, ha="center")
-    axes.annotate("", (2, 1.68), (2, 0.55), arrowprops=arrow | {"color": GREEN})
-    axes.text(4.5, 0.28, "t (from a1 on: and the text) scales and shifts the features "
-              "in every block", color=GREEN, ha="center")  # fmt: skip
-    axes.plot([2, 7], [0.55, 0.55], color=GREEN)
-    for name in ("middle1", "middle2", "up1"):
-        (x, y), _, _ = boxes[name]
-        axes.annotate("", (x, y - 0.32), (x, 0.55), arrowprops=arrow | {"color": GREEN})
-    axes.set(xlim=(-0.6, 9.6), ylim=(0.1, 3.2))
+        style = {"boxstyle": "round,pad=0.02", "fc": "white", "ec": BLUE, "zorder": 2}
+        axes.add_patch(FancyBboxPatch((x - 0.28, y - 0.3), 0.56, 0.6, **style))
+        axes.text(x, y, f"{name}: {text}\n{shape}", ha="center", va="center", fontsize=10)
+    axes.annotate("", (0.69, 2), (0.31, 2), arrowprops=arrow | {"color": RED})
+    axes.text(0.5, 2.12, "joined", color=RED, ha="center", fontsize=10)
+    for x in (0, 1):
+        for y in (0, 2):  # the blocks
+            axes.annotate("", (x + 0.31 - 0.62 * x, y + 0.15 - 0.15 * y), (0.5, 1),
+                          arrowprops=arrow | {"color": GREEN}, zorder=1)  # fmt: skip
+    axes.text(0.5, 1, "t; from a1 on\nthe text too", color=GREEN, ha="center", va="center",
+              fontsize=10, bbox={"fc": "white", "ec": "white"})  # fmt: skip
+    axes.set(xlim=(-0.34, 1.34), ylim=(-0.4, 4.4))
     axes.axis("off")
     return figure
 

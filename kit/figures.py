@@ -135,9 +135,15 @@ def save_confusion(path: Path, classes: list[str], matrices: dict[str, np.ndarra
     return save_figure(path, figure, dpi=130)
 
 
+def inline(pixels: np.ndarray) -> str:
+    """A grey picture (h, w) as the address of an HTML image, which holds all of it."""
+    Image.fromarray(pixels).save(content := io.BytesIO(), "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
 def load_films(paths: dict[str, Path]) -> list[dict]:
     """Model -> film.npz -> films: prompts, scales, moments, and a sprite for each model: a picture
-    of all frames, with a row for each prompt and scale, as base64.
+    of all frames, with a row for each prompt and scale.
     """
     films = {}
     for model, path in paths.items():
@@ -147,9 +153,8 @@ def load_films(paths: dict[str, Path]) -> list[dict]:
             film = load_arrays(path)
             prompts, scales, moments = film["frames"].shape[:3]
             frames = film.pop("frames").swapaxes(2, 3)  # (prompts, scales, 28, moments, 28)
-        sprite, content = frames.reshape(prompts * scales * 28, moments * 28), io.BytesIO()
-        Image.fromarray(sprite).save(content, "PNG", optimize=True)
+        sprite = inline(frames.reshape(prompts * scales * 28, moments * 28))
         film = {name: array.tolist() for name, array in film.items()}
         alike = films.setdefault(str(film), film | {"sprites": {}})
-        alike["sprites"][model] = base64.b64encode(content.getvalue()).decode()
+        alike["sprites"][model] = sprite
     return [*films.values()]

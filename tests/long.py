@@ -7,6 +7,7 @@ python tests/long.py damage        150 times a file of a run is damaged somewher
 python tests/long.py processes     two processes of one thread each against one: images/s of a4
 python tests/long.py clip          a text encoder of the size of ViT-B/32: seconds, memory
 python tests/long.py minimal       minimal.py: seconds, and which of 200 images the judge is sure of
+python tests/long.py page          demo.py in Chromium: pip install gradio playwright; screenshots
 
 Each prints what it measured, and fails where a promise is broken.
 """
@@ -145,7 +146,39 @@ def minimal(place: Path) -> None:
     assert len(images) == 200 and took <= 180 and sure >= 0.75
 
 
+def page(place: Path) -> None:
+    """Two tabs at once, five clicks in each; how long images take, beside the command line."""
+    from playwright.sync_api import sync_playwright
+
+    os.chdir(place)
+    begin = time.time()
+    assert worked(start(place, ["--prompt", "a thin two"], [str(ROOT / "a4_full.py")]))
+    alone, times = time.time() - begin, []
+    process = subprocess.Popen([sys.executable, ROOT / "demo.py"], env=ENV, stdout=-1, text=True)
+    address = next(word for line in process.stdout for word in line.split() if "http" in word)
+    with sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=shutil.which("chromium"))
+        style = {"color_scheme": "dark", "locale": "zh-CN", "viewport": {"width": 390, "height": 9}}
+        tabs = {"a thin two": browser.new_page(), "5": browser.new_page(**style)}
+        for word, tab in tabs.items():
+            tab.goto(address)
+            tab.locator("textarea, input[type=text]").nth(1).fill(word)
+        for _ in range(5):
+            begin = time.time()
+            for tab in tabs.values():
+                tab.locator("button.primary").click()
+            for word, tab in tabs.items():
+                tab.wait_for_selector("figure img")
+                times.append(time.time() - begin)
+                tab.wait_for_function("document.body.innerText.split('thickness').length == 33")
+                tab.screenshot(path=ROOT / "results" / f"page_{word}.png", full_page=True)
+        print(
+            f"first x_t after {max(times):.1f} s, both tabs {time.time() - begin:.1f}, {alone:.1f}"
+        )
+    process.kill()
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or "golden kills flags damage processes clip minimal".split():
+    for name in sys.argv[1:] or "golden kills flags damage processes clip minimal page".split():
         with tempfile.TemporaryDirectory() as folder:
             globals()[name](Path(folder))

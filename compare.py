@@ -25,7 +25,6 @@ from kit.pictures import save_loss_plot, use_plain_style, with_scale
 from kit.run import read_config
 from kit.samples import PLAIN, load_samples
 
-# The seeds of one model may differ in these; in every other choice they are alike.
 FREE = "seed dataset out data_dir device fresh prompt n scale scales clip description git_revision"
 FREE = {*FREE.split(), "python", "packages", "text_encoder"}  # text_encoder_crc32 identifies it
 SETTINGS = "seed train_steps batch_size lr widths parameters sample_steps eta data_source"

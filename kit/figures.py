@@ -27,9 +27,7 @@ def colors() -> dict[str, str]:
 
 
 def save_rows(path: Path, classes: list[str], rows: dict[str, np.ndarray], title: str = "") -> Path:
-    """Save a grid of at least ten images, of all classes or of 26.
-    rows: caption -> pixels uint8 (n, 28, 28), the classes in turn.
-    """
+    """rows: caption -> pixels uint8 (n, 28, 28), classes in turn; 10 are shown, or 26 classes."""
     n = min(map(len, rows.values()))
     shown = shown_classes(len(classes), n) if len(classes) > 10 else np.arange(min(10, n))
     pixels = np.concatenate([images[shown] for images in rows.values()])
@@ -143,17 +141,16 @@ def inline(pixels: np.ndarray) -> str:
 
 def load_films(paths: dict[str, Path]) -> list[dict]:
     """Model -> film.npz -> films: prompts, scales, moments, and a sprite for each model: a picture
-    of all frames, with a row for each prompt and scale.
+    of all frames, with a row for each prompt, scale and view (x_t, x0_hat).
     """
     films = {}
     for model, path in paths.items():
         if not path.exists():  # no guidance
             continue
         with reading(path, "delete it, and the script's command generates it again"):
-            film = load_arrays(path)
-            prompts, scales, moments = film["frames"].shape[:3]
-            frames = film.pop("frames").swapaxes(2, 3)  # (prompts, scales, 28, moments, 28)
-        sprite = inline(frames.reshape(prompts * scales * 28, moments * 28))
+            prompts, scales, views, moments, *_ = (film := load_arrays(path))["frames"].shape
+            frames = film.pop("frames").swapaxes(3, 4)  # (prompts, scales, views, 28, moments, 28)
+            sprite = inline(frames.reshape(prompts * scales * views * 28, moments * 28))
         film = {name: array.tolist() for name, array in film.items()}
         alike = films.setdefault(str(film), film | {"sprites": {}})
         alike["sprites"][model] = sprite

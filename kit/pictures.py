@@ -185,7 +185,7 @@ def save_prompts_pictures(run: Run, draw) -> None:
     if config.has("scales"):
         asked = [prompts[i] for i in (0, 2, 4, 8, 10, 9)]
         films = [frames_of(run, draw, asked, scale, [0] * 6, 21) for scale in FILM_SCALES]
-        arrays = {"frames": np.stack([frames[:, 0] for frames, _ in films], 1), "prompts": asked}
+        arrays = {"frames": np.stack([frames for frames, _ in films], 1), "prompts": asked}
         arrays |= {"scales": FILM_SCALES, "moments": [f"t = {t}" for t in films[0][1]]}
         save_arrays(run.images / "film.npz", arrays)
 
@@ -194,8 +194,8 @@ def save_reconstructions(run: Run, reconstruct) -> None:
     """reconstructions.png: at least ten held-out images, and their reconstructions."""
     config, (pixels, labels, _) = run.config, load_dataset(run.config, "test")
     shown = shown_classes(len(config.classes), len(pixels)).tolist()
-    each = math.ceil(10 / len(shown))
-    chosen = torch.cat([(labels == label).nonzero()[:each, 0] for label in shown])
+    rows = [(labels == label).nonzero()[: math.ceil(10 / len(shown)), 0] for label in shown]
+    chosen = torch.cat(rows)
     pixels, labels = pixels[chosen], labels[chosen].tolist()
     texts = words.phrasings(config, words.TRAIN_TEMPLATES)
     prompts = [texts[label][0] for label in labels]

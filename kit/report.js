@@ -1,6 +1,6 @@
 // The interactive part of report.html: which frame of a film the menu and the two sliders choose.
-// A film is one picture for each model (load_films() in kit/figures.py): a row of frames for each prompt
-// and guidance scale, a column for each moment. Nothing is fetched, so it works from a disk.
+// A film is one picture for each model (load_films() in kit/figures.py): two rows of frames, x_t and
+// x0_hat, for each prompt and guidance scale, a column for each moment. Nothing is fetched.
 for (const film of document.querySelectorAll(".film")) {
   const SIZE = 28; // pixels of a frame
   const menu = film.querySelector("select");
@@ -26,8 +26,10 @@ for (const film of document.querySelectorAll(".film")) {
     const scales = Number(sliders[0].max) + 1;
     const row = menu.selectedIndex * scales + scale;
     screens.forEach((screen, i) => {
-      const place = [SIZE * moment, SIZE * row, SIZE, SIZE];
-      screen.getContext("2d").drawImage(sprites[i], ...place, 0, 0, SIZE, SIZE);
+      for (const view of [0, 1]) {
+        const place = [SIZE * moment, SIZE * (2 * row + view), SIZE, SIZE];
+        screen.getContext("2d").drawImage(sprites[i], ...place, (SIZE + 1) * view, 0, SIZE, SIZE);
+      }
       const shown = `${menu.value}, scale ${nameOf(sliders[0])}, step ${nameOf(sliders[1])}`;
       screen.setAttribute("aria-label", `${screen.dataset.model}: ${shown}`);
     });

@@ -16,7 +16,6 @@ EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14
         "x0_hat = (x_t - (1 - a).sqrt() * v) / a.sqrt().clamp(min=1e-4)",
 }  # fmt: skip
 
-
 GAN, VAE = "cgan", "cvae"
 
 

@@ -194,8 +194,7 @@ def save_reconstructions(run: Run, reconstruct) -> None:
     """reconstructions.png: at least ten held-out images, and their reconstructions."""
     config, (pixels, labels, _) = run.config, load_dataset(run.config, "test")
     shown = shown_classes(len(config.classes), len(pixels)).tolist()
-    rows = [(labels == label).nonzero()[: math.ceil(10 / len(shown)), 0] for label in shown]
-    chosen = torch.cat(rows)
+    chosen = torch.cat([(labels == y).nonzero()[: 1 + 9 // len(shown), 0] for y in shown])
     pixels, labels = pixels[chosen], labels[chosen].tolist()
     texts = words.phrasings(config, words.TRAIN_TEMPLATES)
     prompts = [texts[label][0] for label in labels]

@@ -31,23 +31,23 @@ SETTINGS = "seed train_steps batch_size lr widths parameters sample_steps eta da
 SETTINGS = [*SETTINGS.split(), "image_count", "text_encoder", "device"]
 IN_ROWS = ["train_steps", "batch_size", "data_source", "image_count", "git_revision", "device"]
 METRICS = {  # column -> its title, how it is written; {}: the extractor
-    "fid": ("FID ({})", "{:.3g}"),
-    "fd_pixels": ("pixel distance", "{:.3g}"),
-    "fd_style": ("style distance", "{:.3g}"),
-    "fid_balanced": ("FID, classes balanced", "{:.3g}"),
-    "kid_x1000": ("KID x 1000 ({})", "{:.3g}"),
+    "fid": ("FID ({}) ↓", "{:.3g}"),
+    "fd_pixels": ("pixel distance ↓", "{:.3g}"),
+    "fd_style": ("style distance ↓", "{:.3g}"),
+    "fid_balanced": ("FID, classes balanced ↓", "{:.3g}"),
+    "kid_x1000": ("KID x 1000 ({}) ↓", "{:.3g}"),
     "kid_se_x1000": ("standard error of KID", "{:.2g}"),
     "density": ("density ({})", "{:.2f}"),
-    "coverage": ("coverage ({})", "{:.1%}"),
+    "coverage": ("coverage ({}) ↑", "{:.1%}"),
     "mse_diversity": ("diversity", "{:.4f}"),
     "of_real": ("diversity (of real)", "{:.0%}"),
-    "train_on_samples": ("train on samples", "{:.1%}"),
+    "train_on_samples": ("train on samples ↑", "{:.1%}"),
     "copied": ("copied", "{:.1%}"),
     "nearer_training": ("nearer to training", "{:.0%}"),
-    "accuracy": ("accuracy", "{:.1%}"),  # from here on obedience and costs
+    "accuracy": ("accuracy ↑", "{:.1%}"),  # from here on obedience and costs
     "clip_similarity": ("CLIP similarity", "{:.3f}"),
     "with_wrong_prompts": ("similarity, wrong prompts", "{:.3f}"),
-    "sample_images_per_second": ("images/s", "{:.3g}"),
+    "sample_images_per_second": ("images/s ↑", "{:.3g}"),
 }
 CURVES = "fid fd_pixels fd_style coverage of_real train_on_samples copied clip_similarity accuracy"
 TEXT = "model kind asked extractor text_encoder class_mix samples_crc32 judge_crc32"
@@ -177,9 +177,9 @@ def compared(rows: pd.DataFrame, baselines: pd.DataFrame) -> dict[str, pd.DataFr
         title = title.format(rows["extractor"].iloc[0])
         table[title] = groups[column].agg(write, form=form)
     unseen = held_out.groupby(KEYS)["accuracy"].agg(write, form="{:.1%}")
-    table.insert([*table].index("accuracy") + 1, "accuracy, held-out phrasings", unseen)
+    table.insert([*table].index("accuracy ↑") + 1, "accuracy, held-out phrasings ↑", unseen)
     table = table.fillna("–").reset_index().rename(columns={"at": "scale"})
-    head, first = [*table][:4], [*table].index("accuracy")
+    head, first = [*table][:4], [*table].index("accuracy ↑")
     return {"quality": table.iloc[:, :first], "obedience": table[head + [*table][first:]]}
 
 

@@ -38,3 +38,23 @@ for (const film of document.querySelectorAll(".film")) {
   film.addEventListener("input", show); // of the menu, too
   show();
 }
+
+// English or Chinese: the browser's language, or the button.
+const page = document.documentElement;
+page.lang = navigator.language.startsWith("zh") ? "zh" : "en";
+document.querySelector("#language").addEventListener("click", () => {
+  page.lang = page.lang === "en" ? "zh" : "en";
+});
+
+// The best model of each column whose title has an arrow.
+for (const table of document.querySelectorAll("table")) {
+  const rows = [...table.querySelectorAll("tbody tr")].filter(
+    (row) => !["real images", "noise"].includes(row.cells[0].textContent),
+  );
+  [...table.querySelectorAll("th")].forEach((head, i) => {
+    const sign = { "↓": -1, "↑": 1 }[head.textContent.slice(-1)];
+    const values = rows.map((row) => sign * parseFloat(row.cells[i].textContent.replace(",", "")));
+    const best = Math.max(...values.filter((value) => !isNaN(value)));
+    rows.forEach((row, k) => row.cells[i].classList.toggle("best", values[k] === best));
+  });
+}

@@ -59,7 +59,6 @@ class Study:
 
 
 AGAIN = "--dataset mnist --scales"
-WORSE = f"{AGAIN} 2 3 --guide worse"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "mnist": Study(SEVEN),
@@ -73,7 +72,7 @@ STUDIES = {
     "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
     "no_text": Study(("a4_worse", "a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
-    "worse": Study(("a4_worse",), (0, 1, 2), WORSE, of="no_text", choices=True),
+    "worse": Study(("a4_worse",), flags=f"{AGAIN} 2 3 --guide worse", of="no_text", choices=True),
     "average": Study((VAE, "average"), flags="--dataset mnist --train-steps 1600", choices=True),
     "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
     "vae_trials": Study(TRIALS[VAE], (0,), choices=True),

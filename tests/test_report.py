@@ -129,10 +129,10 @@ def test_csv_files_have_each_seed_and_tables_their_mean_and_other_settings_apart
     models += "|cgan – 1|cvae – 1|real images – –|noise – –"
     assert [f"{x['model']} {x['scale']} {x['seeds']}" for x in quality] == models.split("|")
     seeds = rows.query("model == 'a4_full' and kind == 'trained' and scale == 2")["fid"]
-    assert quality[2]["FID (judge)"] == f"{seeds.mean():.3g} ± {seeds.std():.3g}"
-    assert obedience[2]["accuracy"] == "90.0% ± 0.0%"
-    assert [row["accuracy, held-out phrasings"][:5] for row in obedience[2:4]] == ["–", "90.0%"]
-    assert obedience[2]["images/s"] == "73.5 ± 0" and obedience[-1]["images/s"] == "–"
+    assert quality[2]["FID (judge) ↓"] == f"{seeds.mean():.3g} ± {seeds.std():.3g}"
+    assert obedience[2]["accuracy ↑"] == "90.0% ± 0.0%"
+    assert [row["accuracy, held-out phrasings ↑"][:5] for row in obedience[2:4]] == ["–", "90.0%"]
+    assert obedience[2]["images/s ↑"] == "73.5 ± 0" and obedience[-1]["images/s ↑"] == "–"
     assert [row["model"] for row in words] == ["a4_full"] * 3 + ["a5_mine"] * 3 + ["cgan", "cvae"]
     assert words[0]["thin"] == words[0]["held-out pair"] == "75.0% ± 0.0% (25%)"
     assert words[3]["held-out pair, and the class"] == "50.0% (12%)"
@@ -175,7 +175,8 @@ onload = () => {
     for (const screen of film.querySelectorAll("canvas")) {
       copy.drawImage(screen, 0, 0);
       const grey = (x) => [...copy.getImageData(x, 0, 28, 28).data].filter((_, i) => i % 4 === 0);
-      const look = { model: screen.dataset.model, label: screen.ariaLabel, place, said };
+      const bold = [...document.querySelectorAll("td.best")].map((x) => x.textContent);
+      const look = { model: screen.dataset.model, label: screen.ariaLabel, place, said, bold };
       seen.push({ ...look, pixels: [...grey(0), ...grey(29)] });
     }
   });
@@ -195,7 +196,7 @@ def test_the_sliders_and_the_menu_show_other_pixels(reported, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
     seen = json.loads(html.unescape(re.search("<body>(.*?)</body>", done.stdout, re.S)[1]))
-    assert [look["model"] for look in seen] == ["a4_full", "a5_mine"] * 5
+    assert [x["model"] for x in seen] == ["a4_full", "a5_mine"] * 5 and "90.0%" in seen[0]["bold"]
     for look in seen:  # the first ones before anything was moved: scale 2, pure noise
         film = load_arrays(reported[0] / "mnist" / look["model"] / "images" / "film.npz")
         prompt, scale, moment = look["place"]

@@ -17,7 +17,6 @@ from kit.run import Run  # results/<dataset>/<script>/: data, training steps, ch
 from kit.samples import noise  # Gaussian noise, with one generator per image
 
 T = 1000  # diffusion steps
-# Papers use TensorFlow's weights of Inception v3, not torchvision's, so their FIDs differ.
 INCEPTION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 
 

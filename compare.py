@@ -1,7 +1,6 @@
 """Compares all runs of a data set: figures, tables, and a report of one file.
 
-Command   python compare.py --dataset mnist
-          first measures the runs that evaluate.py has not measured, or that have changed since
+Command   python compare.py --dataset mnist        measures what evaluate.py has not, first
 Writes    results/mnist/compare/report.html, which contains all pictures, and the pictures beside it
           results/mnist/compare/metrics/rows.csv and asked.csv: all numbers, a row for each seed
           results/mnist/cfg_scale/: what the guidance scale does
@@ -251,9 +250,6 @@ def save_curves(rows: pd.DataFrame, real: pd.Series, folder: Path) -> dict[str, 
     usual = rows[rows["use"] == "tables"]
     guided = usual[usual["guided"]]
     if len(guided):
-        means = guided.groupby(["model", "scale"])[[*METRICS]].agg(["mean", "std"])
-        means.columns = map("_".join, means.columns)
-        save_table(folder / "cfg_scale/metrics/cfg_scale.csv", means.reset_index(), "%.5g")
         path, x = folder / "cfg_scale/plots/scale.png", guided["scale"].rename("guidance scale")
         saved["scale"] = figures.save_curves(path, guided, guided["model"], x, titles, real)
     if not np.isnan(real["fid"]):

@@ -1,7 +1,6 @@
 """Write the notebooks: one for each script and one for the comparison; each needs no other file.
 
 Command   python colab/build.py        after every change of a script or of kit/; needs nbformat
-Cells     the script's sections; before them, folded, its modules as %%writefile cells
 """
 
 import ast
@@ -17,17 +16,12 @@ import os
 
 %pip install -q clip-anytorch ftfy regex tabulate tyro joblib
 os.makedirs("kit", exist_ok=True)"""
-NEEDS = """This notebook needs no other file, but internet: it fetches MNIST and OpenAI's CLIP
-(350 MB), so its numbers will differ from those above. The repository's docs explain the rest."""
-FOLDED = """## Plumbing (folded)
-
-Run it in any case. Each cell writes a file; if you change one, run it again and restart."""
-TRAIN = "## Train\n\nAfter an interruption run the cell again, after a restart run all."
 SHOW = """\
 from glob import glob
 from IPython.display import Image, display
 
-{}display(Image(max(glob("results/*/*/images/{}*.png"), key=os.path.getmtime)))"""
+{}for name in "{}".split():
+    display(Image(max(glob(f"results/*/*/{{name}}*.png"), key=os.path.getmtime)))"""
 PROMPT = 'main(["--dataset", "mnist", "--prompt", "a thick seven leaning left", "--n", "16"])\n'
 REPORT = """\
 from IPython.display import HTML, display
@@ -38,6 +32,7 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+NOTES = dict(re.findall(r"^## ([^\n]+)\n\n(.*?)(?=\n## |\Z)", read("colab/notes.md"), re.M | re.S))
 MODELS = [x.stem for x in sorted(ROOT.glob("*.py")) if "(common.Config):" in read(x.name)]
 
 
@@ -53,12 +48,22 @@ def loaded(names: list[str]) -> list[str]:
     return found
 
 
+def note(heading: str, name: str = "", more: str = ""):
+    text = NOTES.get(f"{heading} ({name})", NOTES.get(heading, ""))
+    return new_markdown_cell(f"## {heading}{more}\n\n{text}".strip())
+
+
 def head(title: str, doc: str, files: list[str]) -> list:
     """The first cells of every notebook."""
-    intro = new_markdown_cell(f"# {title}\n\n```\n{doc}\n```\n\n{NEEDS}")
-    hidden = {"jupyter": {"source_hidden": True}, "cellView": "form"}
-    cells = [new_code_cell(f"%%writefile {x}\n{read(x)}", metadata=hidden) for x in files]
-    return [intro, new_code_cell(INSTALL), new_markdown_cell(FOLDED), *cells]
+    fields = re.sub(r"^(\w+)  +", r"\n**\1** ", doc, flags=re.M)
+    intro = new_markdown_cell(f"# {title}\n\n{fields}\n\n{NOTES['Needs']}")
+    hidden, lines, cells = {"jupyter": {"source_hidden": True}, "cellView": "form"}, 0, []
+    for path in files:
+        lines += (size := read(path).count("\n"))
+        title = f"#@title {path}: {size} lines\n" * path.endswith("py")
+        cells.append(new_code_cell(f"%%writefile {path}\n{title}{read(path)}", metadata=hidden))
+    more = f": {lines:,} lines in {len(files)} files, folded"
+    return [intro, new_code_cell(INSTALL), note("Plumbing", more=more), *cells]
 
 
 def of_model(name: str) -> list:
@@ -70,11 +75,12 @@ def of_model(name: str) -> list:
     names += f'__doc__ = "{doc.splitlines()[0]}"'
     cells = [*head(f"{name}.py", doc, sorted(files)), new_code_cell(names)]
     for heading, text in [("Imports", first), *zip(parts[::2], parts[1::2])]:
-        cells += [new_markdown_cell(f"## {heading}"), new_code_cell(text.strip("\n"))]
-    cells += [new_markdown_cell(TRAIN), new_code_cell('main(["--dataset", "mnist"])')]
-    cells.append(new_markdown_cell('## Draw\n\nChange the prompt, or add `"--seed", "1"`.'))
-    shown = (PROMPT, "prompt_") if "    prompt: " in source else ("", "samples")
-    return [*cells, new_code_cell(SHOW.format(*shown))]
+        cells += [note(heading, name), new_code_cell(text.strip("\n"))]
+    shown = SHOW.format("", "images/samples images/denoising plots/loss")
+    cells += [note("Train"), new_code_cell('main(["--dataset", "mnist"])'), new_code_cell(shown)]
+    if "    prompt: " in source:
+        cells += [note("Draw"), new_code_cell(SHOW.format(PROMPT, "images/prompt_"))]
+    return cells
 
 
 def of_comparison() -> list:
@@ -82,8 +88,8 @@ def of_comparison() -> list:
     files += sorted(f"kit/{path.name}" for path in (ROOT / "kit").glob("report.*"))
     cells = head("All models side by side", ast.get_docstring(ast.parse(read("compare.py"))), files)
     runs = [f'import {x}\n\n{x}.main(["--dataset", "mnist"])' for x in (*MODELS, "compare")]
-    cells += [new_markdown_cell(TRAIN), *map(new_code_cell, runs)]
-    return [*cells, new_markdown_cell("## The report"), new_code_cell(REPORT)]
+    cells += [note("Train"), *map(new_code_cell, runs)]
+    return [*cells, note("The report"), new_code_cell(REPORT)]
 
 
 def build() -> dict[Path, str]:

@@ -1,7 +1,8 @@
 """A2: CLIP. A pretrained text encoder turns the sentence into the conditioning vector.
 
 Idea      CLIP has learned which sentences mean the same: held-out phrasings land near trained ones.
-Changed   Against a1_cond.py: CLIP's text embedding instead of the bag of words.
+Changed   Against a1_cond.py: CLIP's text embedding instead of the bag of words. (The small CLIP
+          was trained among random words; so trained, the bag does as well: docs/5-results.md.)
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021),

@@ -79,11 +79,6 @@ def data_args(dataset="mnist", classes=DIGITS, **others):
     return argparse.Namespace(**choices | others)
 
 
-@pytest.fixture
-def offline():
-    """Says that a test needs the network to be dead, as it always is."""
-
-
 @pytest.fixture(scope="session")
 def cli():
     """cli("a4_full.py --n 3", folder) runs it as a user would. check: the exit code expected."""

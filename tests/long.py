@@ -30,6 +30,7 @@ from conftest import DEAD, ROOT, STAND_IN, TINY, rows, run_folder, save_openai_c
 from test_config import SCRIPTS, VALUES
 from test_golden import differences, train
 
+import demo
 from kit import judge
 
 ENV = os.environ | DEAD | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -172,6 +173,9 @@ def page(place: Path) -> None:
                 times.append(time.time() - begin)
                 tab.wait_for_function("document.body.innerText.split('thickness').length == 33")
                 tab.screenshot(path=ROOT / "results" / f"page_{word}.png", full_page=True)
+                sentences = "a thick seven leaning left", word
+                *_, page = demo.play("results/mnist/a4_full", *sentences, 2, 0, 16, 0)
+                assert tab.locator("figure img").last.get_attribute("src") in page
         print(
             f"first x_t after {max(times):.1f} s, both tabs {time.time() - begin:.1f}, {alone:.1f}"
         )

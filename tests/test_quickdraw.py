@@ -80,7 +80,7 @@ def test_a_bad_host_is_one_line_and_nothing_of_it_is_kept(google, tmp_path, faul
 
 
 @pytest.mark.parametrize("wrong", [npy(doodles(8), 1, "<f8"), npy(doodles(9)[:, :100])])
-def test_a_users_own_file_that_is_wrong_is_one_line_and_stays(offline, tmp_path, wrong):
+def test_a_users_own_file_that_is_wrong_is_one_line_and_stays(tmp_path, wrong):
     (tmp_path / "quickdraw").mkdir()
     (tmp_path / "quickdraw" / "cat.npy").write_bytes(wrong)
     before = contents(tmp_path)
@@ -89,7 +89,7 @@ def test_a_users_own_file_that_is_wrong_is_one_line_and_stays(offline, tmp_path,
     assert contents(tmp_path) == before
 
 
-def test_many_classes_cost_little_more_than_their_pixels(offline, tmp_path):
+def test_many_classes_cost_little_more_than_their_pixels(tmp_path):
     """345 of them with 5,000 images each: 1.4 GB, not 2.8 or 5."""
     (tmp_path / "quickdraw").mkdir()
     for name in NAMES[:30]:

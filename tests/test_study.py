@@ -15,7 +15,7 @@ SMALL = "--dataset mnist --train-steps 2 --batch-size 4 --samples 30"
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path, offline):
+def small(monkeypatch, tmp_path):
     studies = {"mnist": Study(("cvae",), (0, 1), SMALL), "other": Study(("cvae",), (0,), SMALL)}
     studies["again"] = Study(("cvae",), (0,), SMALL, of="mnist")
     monkeypatch.setattr(study, "STUDIES", studies)

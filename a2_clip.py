@@ -5,8 +5,7 @@ Changed   Against a1_cond.py: CLIP's text embedding instead of the bag of words.
           was trained among random words; so trained, the bag does as well: docs/5-results.md.)
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
-          adaptive group norm (Dhariwal & Nichol 2021),
-          CLIP (Radford et al. 2021).
+          adaptive group norm (Dhariwal & Nichol 2021), CLIP (Radford et al. 2021).
 Commands  python a2_clip.py --dataset mnist
           python a2_clip.py --prompt "a thick seven leaning left" --n 16
 Result    96.2% ± 0.4% right, in held-out phrasings 95.9% ± 0.7%; FID 0.50 ± 0.03

@@ -35,7 +35,7 @@ def load(folder: Path, prompt: str, **flags):
     saved = read_config(folder) if known else {"script": "a4_full", "dataset": "mnist"}
     script = importlib.import_module(saved["script"])
     flags |= {"out": folder.parents[1], "dataset": saved["dataset"], "prompt": prompt}
-    fields, found = script.Config.__dataclass_fields__.keys() & flags.keys(), []
+    fields, found = {*script.Config.__dataclass_fields__, "prompt"} & flags.keys(), []
     common.save_outputs = lambda run, draw, *_: found.append((run, draw))
     script.main([f"--{x.replace('_', '-')}={flags[x]}" for x in fields if flags[x] is not None])
     return found[0]
@@ -43,7 +43,7 @@ def load(folder: Path, prompt: str, **flags):
 
 def told(run, pixels: np.ndarray) -> list[str]:
     """For each image what the judge reads, if there is one, and what formulas measure."""
-    config, chosen, read = run.config, run.saved["attributes"], [""] * len(pixels)
+    config, chosen, read = run.config, run.saved.get("attributes", {}), [""] * len(pixels)
     values = attributes.measure_all(pixels, names := attributes.measures_of(config))
     if judge.judge_path(config).exists():
         network = judge.load_judge(config, "cpu")
@@ -80,11 +80,11 @@ def play(folder: str, one: str, other: str, scale, seed, n, steps):
                 while busy:
                     busy = wait([future], 0.04).not_done
                     for title, *views in film[-1:]:
-                        views = [to_pixels(images) for images in views]
-                        shown[prompt] = table(views, [f"x_t, {title}", "x0_hat"], 140)
+                        titles = [f"x_t, {title}", "x0_hat"] if views[1:] else [f"walk: {title}"]
+                        shown[prompt] = table([*map(to_pixels, views)], titles, 140)
                         yield table([*shown.values()], [*shown], 220)
             pixels = to_pixels(future.result())
-            shown[prompt] += table([*pixels[:, None]], told(run, pixels), 80)
+            shown[prompt] = shown.get(prompt, "") + table([*pixels[:, None]], told(run, pixels), 80)
         except UserError as error:
             shown[prompt] = html.escape(error.text)
         yield table([*shown.values()], [*shown], 220)

@@ -1,4 +1,4 @@
-"""Trials that take minutes. No test: run the ones whose code has changed.
+"""Trials that take minutes. No test: run those whose code has changed. A broken promise fails.
 
 python tests/long.py golden        all seven scripts: weights and samples are the same
 python tests/long.py kills         SIGKILL at 20 random moments, while it trains and samples
@@ -8,8 +8,6 @@ python tests/long.py processes     two processes of one thread each against one:
 python tests/long.py clip          a text encoder of the size of ViT-B/32: seconds, memory
 python tests/long.py minimal       minimal.py: seconds, and which of 200 images the judge is sure of
 python tests/long.py page          demo.py in Chromium: pip install gradio playwright; screenshots
-
-Each prints what it measured, and fails where a promise is broken.
 """
 
 import importlib

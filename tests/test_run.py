@@ -109,6 +109,7 @@ def test_every_script_leaves_its_files_is_complete_and_draws(others, finished, h
     names += " images/prompts.png" * text + " images/film.npz" * guided
     names += " images/reconstructions.png" * (script == "cvae")
     assert {path.relative_to(run).as_posix() for path in contents(run)} == {*names.split()}
+    assert not guided or np.load(run / "images/film.npz")["frames"].shape[:3] == (6, 7, 2)
     for path in run.rglob("*.png"):
         picture = imread(path)
         assert min(picture.shape[:2]) > 90 and picture.std() > 0.02, path.name

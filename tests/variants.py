@@ -1,9 +1,8 @@
 """Scripts with one thing changed: variants for the study, trials of each family's choices.
 
-A variant is a script's text with replacements, or a patch of it. What is tried stands here, what it
-gave in docs/results/trials.csv: python tests/study.py ladder_trials gan_trials vae_trials measures
-against real digits that no published number uses. (cgan_deeper, cgan_style and cgan_text, whose
-rows are there too: at commit 8d4ef16.)
+A variant is a script's text with replacements, or a patch of it (of cgan_deeper, _style and _text:
+at commit 8d4ef16). python tests/study.py ladder_trials gan_trials vae_trials measures them by real
+digits that no published number uses, into docs/results/trials.csv.
 """
 
 import re

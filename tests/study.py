@@ -44,8 +44,9 @@ LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
 SEVEN = *LADDER, "cgan", "cvae"
 NOISY = "a1_cond", "a1_noisy", "a2_clip", "a2_noisy", "a2_static", "a2_static_noisy"
 WITNESSES = "fid fd_pixels fd_style coverage of_real nearer_training accuracy".split()
-# These decide what is learned and generated. Files, bars and messages may change.
-DECIDES = "common", *(f"kit/{x}" for x in "attributes captions words muon samples".split())
+# These decide a row: what is learned, generated and measured. Files, bars and messages may change.
+DECIDES = "attributes captions words muon samples metrics judge".split()
+DECIDES = "common", *(f"kit/{x}" for x in DECIDES)
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Study:
 AGAIN = "--dataset mnist --scales"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
-    "mnist": Study(SEVEN),
+    "mnist": Study(SEVEN, (0, 1, 2, 3, 4)),
     "throughout": Study(("a4_full",), flags=f"{AGAIN} 2 3 --interval 0 1000", of="mnist"),
     "eps": Study(("a0_eps",)),
     "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),

@@ -1,6 +1,6 @@
 """Trials that take minutes. No test: run those whose code has changed. A broken promise fails.
 
-python tests/long.py golden        all seven scripts: weights and samples are the same
+python tests/long.py golden        all scripts: weights and samples are the same
 python tests/long.py kills         SIGKILL at 20 random moments, while it trains and samples
 python tests/long.py flags         150 made-up command lines, each really started
 python tests/long.py damage        150 times a file of a run is damaged somewhere

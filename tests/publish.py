@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import pandas as pd
 from conftest import ROOT
-from study import PLACE, RESULTS, SEVEN, STUDIES, Task
+from study import ALL, PLACE, RESULTS, STUDIES, Task
 
 import compare
 from kit.files import save_file, say
@@ -42,13 +42,13 @@ def over_seeds(rows: pd.DataFrame, column: str, form: str = SHARE) -> str:
 def of_model(name: str, scale: float, guided: bool, seeds) -> dict[str, str]:
     """The first cells of a row; a4_full, throughout is written `a4_full.py`, throughout."""
     script, _, rest = name.partition(", ")
-    title = f"`{script}.py`" + (f", {rest}" if rest else "") if script in SEVEN else name
+    title = f"`{script}.py`" + (f", {rest}" if rest else "") if script in ALL else name
     return {"script": title, "scale": f"{scale:g}" if guided else "–", "seeds": f"{seeds}"}
 
 
 def ladder(rows: pd.DataFrame):
     """-> model, scale, rows, whether guided, in the order of the ladder."""
-    order = [name for script in SEVEN for name in (script, script + TWIN)]
+    order = [name for script in ALL for name in (script, script + TWIN)]
     order += ["real images", "noise"]
     place = rows["model"].map({name: i for i, name in enumerate(order)})
     rows = rows.assign(place=place).dropna(subset="place").sort_values("place", kind="stable")
@@ -64,7 +64,7 @@ def measured(study: str, titles: list[str]) -> pd.DataFrame:
         twins = read("study", "throughout").query("scale > 1")
         rows = pd.concat([rows, twins.assign(model=twins["model"] + TWIN)])
     for model, scale, table, guided in ladder(rows):
-        ours = model.split(",")[0] in SEVEN
+        ours = model.split(",")[0] in ALL
         if not ours:  # measured beside each run: all alike
             table = table[table["n"] == table["n"].max()].head(1)
         held_out = table["phrasings"] == "held out"

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 import tyro
 from conftest import ROOT
-from variants import GAN, TRIALS, VAE, VARIANTS
+from variants import VARIANTS
 
 import compare
 import evaluate
@@ -41,7 +41,7 @@ from kit.files import UserError, lock, save_table, say
 PLACE, DATA = ROOT / "results" / "study", ROOT / "data"
 RESULTS = ROOT / "docs" / "results"
 LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
-SEVEN = *LADDER, "cgan", "cvae"
+ALL = *LADDER, "a5_fast", "cgan", "cvae"
 NOISY = "a1_cond", "a1_noisy", "a2_clip", "a2_noisy", "a2_static", "a2_static_noisy"
 WITNESSES = "fid fd_pixels fd_style coverage of_real nearer_training accuracy".split()
 # These decide a row: what is learned, generated and measured. Files, bars and messages may change.
@@ -60,28 +60,23 @@ class Study:
 
 
 AGAIN = "--dataset mnist --scales"
+FAST = "--dataset mnist --sample-steps"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
-    "mnist": Study(SEVEN, (0, 1, 2, 3, 4)),
+    "mnist": Study(ALL, (0, 1, 2, 3, 4)),
     "throughout": Study(("a4_full",), flags=f"{AGAIN} 2 3 --interval 0 1000", of="mnist"),
     "eps": Study(("a0_eps",)),
     "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
+    "call1": Study(("a5_fast",), flags=f"{FAST} 1", of="mnist"),
+    "calls4": Study(("a5_fast",), flags=f"{FAST} 4", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
-    "quickdraw": Study(SEVEN, (0,), THREE, embedded=False),
+    "quickdraw": Study(ALL, (0,), THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
-    "no_text": Study(("a4_worse", "a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
-    "worse": Study(("a4_worse",), flags=f"{AGAIN} 2 3 --guide worse", of="no_text", choices=True),
-    "average": Study((VAE, "average"), flags="--dataset mnist --train-steps 1600", choices=True),
-    "gan_trials": Study((GAN, *TRIALS[GAN]), (0,), choices=True),
-    "vae_trials": Study(TRIALS[VAE], (0,), choices=True),
+    "no_text": Study(("a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
 }
-for factor in ("0.85", "0.7"):
-    warm = f"--dataset mnist --temperature {factor}"
-    again = Study(("cvae_half", "cvae_beta1"), (0,), warm, of="vae_trials", choices=True)
-    STUDIES[f"vae_{factor}"] = again
 
 
 @dataclass

@@ -12,7 +12,7 @@ from conftest import ROOT, contents, last_of, only_error
 import a4_full
 from kit.files import UserError
 
-SCRIPTS = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan", "cvae"
+SCRIPTS = *"a0_uncond a1_cond a2_clip a3_cfg a4_full a5_fast".split(), "cgan", "cvae"
 VALUES = "-1 0 1 3 0.5 1e309 nan -inf 1e9 016 +2 ½ ٣ 1_000 0x10 1,2 seven 七 😀 \\ $x$ - -- %s{}"
 VALUES = [*VALUES.split(" "), "", " ", "\0", "/dev/null", "~nobody/x", "mnist", "tiny"]
 

@@ -16,18 +16,20 @@ import a1_cond
 import a2_clip
 import a3_cfg
 import a4_full
+import a5_fast
 import cgan
 import common
 import cvae
 from kit import captions, samples
 
-LADDER, GUIDED = [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full], [a3_cfg, a4_full]
+LADDER = [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, a5_fast]
+GUIDED = [a3_cfg, a4_full]
 ALPHAS_BAR = common.cosine_alphas_bar()
 
 
 def text_of(script, n, seed=1):
-    """-> vectors of n texts (n, 8); for a4 those of their words, too."""
-    shape = (n, 1 + a4_full.WORDS, 8) if script is a4_full else (n, 8)
+    """-> vectors of n texts (n, 8); for a4 and a5 those of their words, too."""
+    shape = (n, 1 + a4_full.WORDS, 8) if script in (a4_full, a5_fast) else (n, 8)
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(rows, dim=-1)
 
@@ -293,7 +295,7 @@ def test_training_moves_every_weight_and_texts_are_read_centred(script, monkeypa
         assert (weight - before[name]).abs().max() > 0, name
         for mean in (dict(net.named_parameters())[name] for net in means):
             assert (mean - before[name]).abs().max() > 0 and (mean - weight).abs().max() > 0, name
-    assert len(run.readers) == {a0_uncond: 0, cgan: 3, cvae: 3}.get(script, 1)
+    assert len(run.readers) == {a0_uncond: 0, a5_fast: 2, cgan: 3, cvae: 3}.get(script, 1)
     for reader in run.readers:
         texts = run.encode(run.made.sentences)  # (S, 8), (S, 1 + WORDS, 8)
         read = ((texts - reader.text_mean) / reader.text_std).view(len(texts), -1, 8)[:, 0]

@@ -1,7 +1,7 @@
 """The scripts train the same weights and generate the same pixels as before, but for rounding.
 
 golden.json holds a number for each: whatever changes one of them changes the published numbers too.
-tests/long.py tries all seven scripts with 20 steps. After a change that is meant to change them:
+tests/long.py tries all scripts with 20 steps. After a change that is meant to change them:
     cd tests && python test_golden.py
 """
 

@@ -134,7 +134,7 @@ def test_tables_and_sentences_about_the_study_have_its_numbers(name):
     assert publish.unfounded(TEXTS[name]) == []
 
 
-@pytest.mark.parametrize("script", publish.SEVEN)
+@pytest.mark.parametrize("script", publish.ALL)
 def test_the_result_in_a_scripts_docstring_is_the_studys(script):
     text = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")))
     result = " ".join(text[text.index("\nResult") :].split())

@@ -30,6 +30,7 @@ OTHERS = {  # script -> its flags at the smallest size
     "a1_cond": f"{SMALL} --widths 16 32",
     "a2_clip": SMALL,  # without a network
     "a3_cfg": f"{SMALL} --clip tiny --scales 1 2",
+    "a5_fast": f"{SMALL} --clip tiny",
     "cgan": f"{FLOW} --clip tiny",
     "cvae": f"{FLOW} --clip tiny",
 }
@@ -129,8 +130,8 @@ def test_every_script_leaves_its_files_is_complete_and_draws(others, finished, h
 
 
 def test_importing_a_script_does_nothing(tmp_path):
-    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, cgan, cvae, compare, evaluate\n"
-    code += "import os, sys, kit.tiny_clip; assert not os.listdir('.')\n"
+    code = "import a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, a5_fast, cgan, cvae\nimport compare, evaluate, "
+    code += "os, sys, kit.tiny_clip; assert not os.listdir('.')\n"
     code += "print(*{'clip', 'torchvision'} & {*sys.modules})"
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, ours
 
-LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full"
+LADDER = "a0_uncond", "a1_cond", "a2_clip", "a3_cfg", "a4_full", "a5_fast"
 SCRIPTS = *LADDER, "cgan", "cvae"
 ASIDE = {"minimal", "a5_fast", "demo"}  # not counted among all Python outside tests
 FLOORS = [  # a module imports from lower floors, or beside it without a circle
@@ -74,7 +74,7 @@ def test_modules_classes_functions_and_lines_are_short():
 
 
 def test_imports_run_down_the_floors_and_never_in_a_circle():
-    assert {*FLOOR} == {*TREES} - ASIDE, "every module has a floor"
+    assert {*FLOOR} == {*TREES} - ASIDE | {"a5_fast"}, "every module has a floor"
     for name in FLOOR:
         assert not {other for other in GRAPH[name] if FLOOR[other] > FLOOR[name]}, name
         assert not any(name in reach(other) for other in GRAPH[name]), f"a circle: {name}"
@@ -136,6 +136,7 @@ IDEA = {
     "a2_clip": {"main"},
     "a3_cfg": {"train", "main"},
     "a4_full": {"UNet.__init__", "UNet.forward", "train", "main"},
+    "a5_fast": {"Config.train_steps", "Config.sample_steps", "sample", "train", "main"},
 }
 
 
@@ -145,7 +146,7 @@ def test_neighbours_differ_by_little_and_their_twins_are_equal_as_syntax_trees(o
     command = ["diff", str(PATHS[one]), str(PATHS[other])]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     changed = re.findall(r"^[<>]", done.stdout, re.M)
-    assert 0 < len(changed) <= {"a1_cond": 60, "a4_full": 70}.get(other, 40)
+    assert 0 < len(changed) <= {"a1_cond": 60, "a4_full": 70, "a5_fast": 80}.get(other, 40)
     old, new = parts(one), parts(other)
     assert {name for name in old.keys() & new.keys() if old[name] != new[name]} <= IDEA[other]
     assert len(old.keys() & new.keys()) >= 18

@@ -1,0 +1,106 @@
+"""a5: paths that lead to images, jumps to their ends, and new noise between."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from conftest import SMALL, last_of, run_folder
+from test_diffusion import ALPHAS_BAR, FakeRun, ideal, network, perturbed, start
+from test_run import interrupt
+
+import a5_fast
+from a5_fast import JUMPS
+
+IMAGES = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 1.8 - 0.9
+
+
+def paths_of(run, model, n=200):
+    captions = run.captions(*run.load_data())
+    return a5_fast.draw_paths(run, model, run.encode(captions.sentences), captions, n), captions
+
+
+def test_a_path_of_ten_steps_passes_where_jumps_begin_and_is_drawn_with_guidance():
+    run = FakeRun(a5_fast, 4, path_scale=3.0)
+    model, state = perturbed(network(a5_fast, run.config)), torch.get_rng_state()
+    (told, points, ends), captions = paths_of(run, model)
+    assert told.shape == (200,) and points.shape[:2] == (200, 4) and len(ends) == 200
+    film, text, n = [], run.encode(captions.sentences)[told[:9]], 9 * [torch.Generator()]
+    v = partial(a5_fast.guided_v, model=model, text=text, scale=3.0, interval=(350, 700))
+    end = a5_fast.sample(v, points[:9, 0], 10, 0.0, n, film)
+    assert (end - ends[:9]).abs().max() < 1e-4
+    places = [film[k] for k in (0, 5, 6, 7)]
+    assert tuple(t for t, _, _ in places) == JUMPS
+    for j, (_, x_t, _) in enumerate(places):
+        assert (x_t - points[:9, j]).abs().max() < 1e-4
+    plain = a5_fast.sample(partial(model, text=text), points[:9, 0], 10, 0.0, n)
+    assert (plain - end).abs().max() > 1e-3, "guided"
+    torch.set_rng_state(state)
+    torch.rand(5)
+    again = a5_fast.draw_paths(run, model, run.encode(captions.sentences), captions, 200)
+    assert all(map(torch.equal, again, (told, points, ends))), "whatever was drawn before"
+    torch.set_rng_state(state)
+    a5_fast.draw_paths(run, model, run.encode(captions.sentences), captions, 5)
+    assert torch.equal(torch.get_rng_state(), state), "what is drawn afterwards is not disturbed"
+
+
+def test_the_loss_is_zero_for_jumps_to_the_ends_and_half_of_them_start_in_noise():
+    points, seen = torch.randn(64, 4, 1, 28, 28), []
+
+    def model(x_t, t, ends=IMAGES):
+        seen.extend(t.tolist())
+        assert torch.equal(x_t, points[range(64), [JUMPS.index(x) for x in t.tolist()]])
+        return ideal(ends)(x_t, t)
+
+    losses = [a5_fast.jump_loss(model, points, IMAGES, ALPHAS_BAR) for _ in range(50)]
+    assert max(losses) < 1e-4 and a5_fast.jump_loss(model, points, -IMAGES, ALPHAS_BAR) > 0.1
+    shares = [seen.count(t) / len(seen) for t in JUMPS]
+    assert 0.45 < shares[0] < 0.55 and all(0.13 < share < 0.2 for share in shares[1:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_each_jump_lands_on_an_image_and_its_noise_is_new(steps):
+    model, film, (x_T, generators) = perturbed(network(a5_fast)), [], start(2)
+    v = partial(model, text=torch.ones(2, 1 + a5_fast.WORDS, 8))
+    x = a5_fast.sample(v, x_T, steps, math.inf, generators, film)
+    assert [t for t, _, _ in film] == [*JUMPS[:: 4 // steps], 0] and torch.equal(film[0][1], x_T)
+    generators = start(2)[1]
+    for (t, x_t, x0_hat), (t_next, x_next, _) in zip(film, film[1:]):
+        a, a_next = ALPHAS_BAR[t], ALPHAS_BAR[t_next]
+        with torch.no_grad():
+            jump = a.sqrt() * x_t - (1 - a).sqrt() * v(x_t, torch.full((2,), t))
+        z = torch.stack([torch.randn(1, 28, 28, generator=x) for x in generators])
+        assert torch.equal(x0_hat, jump.clamp(-1, 1))
+        assert (x_next - a_next.sqrt() * x0_hat - (1 - a_next).sqrt() * z).abs().max() < 1e-5
+    assert torch.equal(x, film[-1][1]) and (x - x0_hat).abs().max() < 1e-5
+
+
+def test_stopped_among_the_jumps_it_resumes_and_learns_what_an_undisturbed_one_does(
+    here, tmp_path, monkeypatch
+):
+    """The same paths, drawn by the same teacher: the model as it was before the first jump."""
+    command = f"a5_fast.py {SMALL.replace('steps 4', 'steps 20', 1)} --clip tiny"
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    for folder in (whole, half):
+        folder.mkdir()
+    teachers, draw = [], a5_fast.draw_paths
+
+    def draw_paths(run, model, *others):
+        teachers.append({name: x.clone() for name, x in model.state_dict().items()})
+        return draw(run, model, *others)
+
+    monkeypatch.setattr(a5_fast, "draw_paths", draw_paths)
+    here(command, whole)
+    with monkeypatch.context() as patch:
+        interrupt(patch, a5_fast, "jump_loss", 2, 2)  # SIGINT
+        assert "saved at step 18 of 20" in here(command, half, check=130).stderr
+    assert "resuming from step 18 of 20" in here(command, half).stderr
+    one, other = (torch.load(last_of(x, "a5_fast"), weights_only=True) for x in (whole, half))
+    for part in ("model", "teacher"):
+        assert all(torch.equal(x, other[part][name]) for name, x in one[part].items())
+    assert len(teachers) == 3 and (one["model"]["inp.weight"] != teachers[0]["inp.weight"]).any()
+    assert all(
+        torch.equal(x, one["teacher"][name]) for known in teachers for name, x in known.items()
+    )
+    path = half / here("a5_fast.py --prompt seven --n 4 --sample-steps 1", half).stdout.strip()
+    assert path.exists() and not (run_folder(half, "a5_fast") / "images" / "film.npz").exists()

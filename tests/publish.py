@@ -60,7 +60,7 @@ def ladder(rows: pd.DataFrame):
 def measured(study: str, titles: list[str]) -> pd.DataFrame:
     """A row for each model and scale, real images and noise last."""
     rows, cells = read("study", study), []
-    if study == "mnist":  # rows published until November 2026 have the twins here already
+    if study == "early":  # rows published until November 2026 have the twins here already
         twins = read("study", "throughout").query("scale > 1")
         rows = pd.concat([rows, twins.assign(model=twins["model"] + TWIN)])
     for model, scale, table, guided in ladder(rows):

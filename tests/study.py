@@ -63,6 +63,7 @@ AGAIN = "--dataset mnist --scales"
 FAST = "--dataset mnist --sample-steps"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
+    "early": Study(()),  # of the recipe at commit 4234098: rows alone
     "mnist": Study(ALL, (0, 1, 2, 3, 4)),
     "throughout": Study(("a4_full",), flags=f"{AGAIN} 2 3 --interval 0 1000", of="mnist"),
     "eps": Study(("a0_eps",)),

@@ -139,4 +139,4 @@ def test_the_result_in_a_scripts_docstring_is_the_studys(script):
     text = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")))
     result = " ".join(text[text.index("\nResult") :].split())
     assert "three seeds" in result and publish.NUMBER.search(result)
-    assert publish.unfounded(f"<!-- from the study: mnist {script} -->\n{result}") == []
+    assert publish.unfounded(f"<!-- from the study: early mnist {script} -->\n{result}") == []

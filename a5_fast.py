@@ -1,7 +1,7 @@
 """A5, the fast model: one to four network calls an image.
 
 Idea      Without noise on the way, a noise leads to one image: learn to jump to the path's end.
-Changed   Against a4_full.py: the last steps learn where guided paths, drawn by itself, end.
+Changed   Against a4_full.py: in the last steps the model learns where its own guided paths end.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021),
@@ -172,7 +172,7 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 
 
 def jump_loss(model, points: torch.Tensor, ends: torch.Tensor, alphas_bar) -> torch.Tensor:
-    """As above for x_t = points (B, 4, 1, 28, 28) of paths at JUMPS, and x_0 their ends."""
+    """The same with x_t from points (B, 4, 1, 28, 28) of paths at JUMPS, their ends as x_0."""
     j = torch.randint(-2, len(JUMPS), (len(ends),)).clamp(min=0)  # half of them 0: pure noise
     x_t, t = points[range(len(j)), j], torch.tensor(JUMPS, device=ends.device)[j]
     a = alphas_bar[t].view(-1, 1, 1, 1)

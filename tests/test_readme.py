@@ -134,7 +134,7 @@ def test_every_command_works(here, tmp_path, monkeypatch, host, google):  # noqa
         assert ran.returncode == (program in ("diff", "git")), command
     made = {path.name for path in (tmp_path / "results" / "mnist").iterdir()}
     assert made >= {"a0_uncond", "a5_mine", "cgan", "cvae", "compare"}
-    assert len([*copy.glob("colab/*.ipynb")]) == 9, "a notebook for each script, mine too"
+    assert len([*copy.glob("colab/*.ipynb")]) == 10, "a notebook for each script, mine too"
 
 
 NOTEBOOKS = {path.stem: nbformat.reads(text, 4) for path, text in build.build().items()}

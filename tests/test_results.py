@@ -24,7 +24,7 @@ DIGITS = r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?"
 NUMBER = re.compile(rf"(?<![\w./-])({DIGITS})(?![\w-]*[A-Za-z]) ?(%|min\b|h\b|GB\b)?", re.ASCII)
 # What a number of the file may be multiplied by to be printed with this unit.
 FACTORS = {"%": (100,), "GB": (1, 1e-3), "": (1, 100), "min": (1, 1 / 60), "h": (1, 1 / 3600)}
-ABOUT = "hardware date command samples_crc32 judge_crc32".split()  # columns without a result
+ABOUT = "hardware date command samples_crc32 judge_crc32 git_revision".split()  # no results
 SETTINGS = ["scale", "n", "sample_steps", "train_steps", "batch_size", "images a step", "steps"]
 
 

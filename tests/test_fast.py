@@ -74,8 +74,8 @@ def test_stopped_among_the_jumps_it_resumes_and_learns_the_same(here, tmp_path, 
     half.mkdir()
     with monkeypatch.context() as patch:
         interrupt(patch, a5_fast, "jump_loss", 2, signal.SIGINT)
-        assert "saved at step 18 of 20" in here(command, half, check=130).stderr
-    assert "resuming from step 18 of 20" in here(command, half).stderr
+        assert "saved at step 17 of 20" in here(command, half, check=130).stderr
+    assert "resuming from step 17 of 20" in here(command, half).stderr
     calls = interrupt(monkeypatch, a5_fast, "draw_paths", 0)
     here(command, whole)
     one, other = (torch.load(last_of(x, "a5_fast"), weights_only=True) for x in (whole, half))

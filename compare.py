@@ -253,7 +253,7 @@ def save_curves(rows: pd.DataFrame, real: pd.Series, folder: Path) -> dict[str, 
         path, x = folder / "cfg_scale/plots/scale.png", guided["scale"].rename("guidance scale")
         saved["scale"] = figures.save_curves(path, guided, guided["model"], x, titles, real)
     if not np.isnan(real["fid"]):
-        saved["speed"] = figures.save_speed(folder / "compare" / "speed.png", usual, real)
+        saved["speed"] = figures.save_speed(folder / "compare" / "speed.png", rows, titles, real)
     lines = rows.groupby(["model", "scale", "seed"])
     steps = rows[lines["sample_steps"].transform("nunique") > 1]
     if len(steps):

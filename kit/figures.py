@@ -55,7 +55,7 @@ def draw_lines(axes, values: pd.Series, lines: pd.Series, x: pd.Series) -> None:
     """Plot the mean of values over x for each of lines; bars show one standard deviation."""
     means = values.groupby([lines, x], sort=False).agg(["mean", "std"])
     for i, (line, points) in enumerate(means.groupby(level=0, sort=False)):
-        points, marker = points.droplevel(0).sort_index(), "os^Dv*X"[i % 7]
+        points, marker = points.droplevel(0).sort_index(), "os^Dv*XP"[i % 8]
         style = {"color": colors().get(line.split(",")[0]), "marker": marker, "label": line}
         axes.errorbar(points.index, points["mean"], points["std"], capsize=3, **style)
     axes.grid(alpha=0.3)
@@ -79,22 +79,22 @@ def save_curves(path: Path, table, lines: pd.Series, x: pd.Series, titles: dict,
     return save_with_legend(path, figure, "outside upper center", 4)
 
 
-def save_speed(path: Path, rows: pd.DataFrame, real: pd.Series) -> Path:
-    """Save FID against images generated per second, a point for each model and guidance scale."""
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    axes = figure.subplots()
-    points = rows.groupby(["model", "at"], sort=False)[["sample_images_per_second", "fid"]].mean()
-    for model, group in points.groupby(level=0, sort=False):
-        speed, fid = group.droplevel(0).to_numpy().T
-        axes.plot(speed, fid, "o", color=colors().get(model), label=model, markersize=8)
-    for (_, scale), place in points.iterrows():
-        if scale != "–":
-            axes.annotate(scale, place, (5, 5), fontsize=8, textcoords="offset points")
-    axes.axhline(real["fid"], color="grey", linestyle="--", label="real images")
-    axes.set(xlabel="images generated per second (numbers: guidance scale)", xscale="log")
-    axes.set(ylabel=f"FID ({real['extractor']})", yscale="log")
-    plain_log_scale(axes.xaxis)
-    plain_log_scale(axes.yaxis)
+def save_speed(path: Path, rows: pd.DataFrame, titles: dict, real: pd.Series) -> Path:
+    """Save two distances against images per second, by model, guidance scale and steps."""
+    keys, speed = ["model", "at", "sample_steps"], "sample_images_per_second"
+    points = rows.groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    notes = points["sample_steps"].map(" in {:g}".format)
+    notes = points["at"].replace("–", "") + notes.where(points["model"].duplicated(False), "")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2), ("fid", "fd_pixels")):
+        for model, group in points.groupby("model", sort=False):
+            axes.loglog(group[speed], group[column], "o", color=colors().get(model), label=model)
+        for note, *place in zip(notes, points[speed], points[column]):
+            axes.annotate(note, place, (5, 5), fontsize=8, textcoords="offset points")
+        axes.axhline(real[column], color="grey", linestyle="--", label="real images")
+        axes.set(xlabel="images per second (guidance scale, in steps)", ylabel=titles[column])
+        plain_log_scale(axes.xaxis)
+        plain_log_scale(axes.yaxis)
     return save_with_legend(path, figure, "outside right upper")
 
 

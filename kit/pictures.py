@@ -20,7 +20,7 @@ from kit.run import Run, sampled_alike
 from kit.samples import PLAIN, generate, generators_of, load_samples, save_samples
 
 # Okabe & Ito's palette, which colour-blind readers can distinguish too.
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255"
 FILM_SCALES = 0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0  # guidance scales in film.npz
 
 

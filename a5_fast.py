@@ -1,12 +1,12 @@
-"""A5, the fast model: one to four network calls an image.
+"""A5, the fast model: an image in 1, 2 or 4 network calls.
 
-Idea      Without noise on the way, a noise leads to one image: learn to jump to the path's end.
-Changed   Against a4_full.py: the last steps learn where guided paths, drawn by itself, end.
+Idea      Without noise on the way, each noise leads to one image: learn to jump there.
+Changed   Against a4_full.py: in the last steps the model learns where its own guided paths end.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021),
           CLIP (Radford et al. 2021), classifier-free guidance (Ho & Salimans 2022),
-          distillation (Luhman & Luhman 2021), of guidance too (Meng et al. 2023),
+          distillation (Luhman & Luhman 2021, Meng et al. 2023), jumps (Song et al. 2023),
           attention (Vaswani et al. 2017), to words in an image (Saharia et al. 2022).
 Commands  python a5_fast.py --dataset mnist
           python a5_fast.py --prompt "a thick seven leaning left" --sample-steps 1 --n 16
@@ -37,7 +37,7 @@ class Config(common.Config):
     """The choices of this script: each field is a flag (--train-steps), its comment the help."""
 
     train_steps: int = 5900  # optimiser steps
-    jump_share: float = 0.22  # share of them, the last, that learn to jump
+    jump_share: float = 0.22  # share of the steps, at the end, that learn to jump
     path_scale: float = 2.5  # guidance scale of the paths; 1: no guidance
     batch_size: int = 64  # images per step
     lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
@@ -172,7 +172,7 @@ def diffusion_loss(model, x_0: torch.Tensor, alphas_bar: torch.Tensor) -> torch.
 
 
 def jump_loss(model, points: torch.Tensor, ends: torch.Tensor, alphas_bar) -> torch.Tensor:
-    """As above for x_t = points (B, 4, 1, 28, 28) of paths at JUMPS, and x_0 their ends."""
+    """diffusion_loss, x_t from points (B, 4, 1, 28, 28) of paths at JUMPS, x_0 their ends."""
     j = torch.randint(-2, len(JUMPS), (len(ends),)).clamp(min=0)  # half of them 0: pure noise
     x_t, t = points[range(len(j)), j], torch.tensor(JUMPS, device=ends.device)[j]
     a = alphas_bar[t].view(-1, 1, 1, 1)
@@ -268,7 +268,7 @@ def train(run: common.Run, model: UNet) -> None:
         if step >= first and not paths:  # each of them serves about twelve times
             n = (config.train_steps - first) * config.batch_size // 12 + 1
             paths = draw_paths(run, teacher, texts, captions, n)
-        until = first if step < first else config.train_steps
+        until = first if step < first else config.train_steps  # the rate falls to 0 twice
         for group in optimizer.param_groups:  # warm up for 100 steps, then linearly to 0
             group["lr"] = group["peak"] * min((step + 1) / 100, 1 - step / until)
         i = captions.pick(run.batch_size)  # (B,)

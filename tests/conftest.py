@@ -115,7 +115,7 @@ def here():
                 code = 1
         finally:
             os.chdir(before)
-            if Path(module.__file__).parent != ROOT:  # another test's a5_mine is another module
+            if Path(module.__file__).parent != ROOT:  # another test's a6_mine is another module
                 del sys.modules[module.__name__]
         done = argparse.Namespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
         assert done.returncode == check, done.stderr

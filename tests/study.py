@@ -60,7 +60,6 @@ class Study:
 
 
 AGAIN = "--dataset mnist --scales"
-FAST = "--dataset mnist --sample-steps"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "early": Study(()),  # of the recipe at commit 4234098: rows alone
@@ -70,8 +69,8 @@ STUDIES = {
     "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
-    "call1": Study(("a5_fast",), flags=f"{FAST} 1", of="mnist"),
-    "calls4": Study(("a5_fast",), flags=f"{FAST} 4", of="mnist"),
+    "call1": Study(("a5_fast",), flags="--dataset mnist --sample-steps 1", of="mnist"),
+    "calls4": Study(("a5_fast",), flags="--dataset mnist --sample-steps 4", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(ALL, (0,), THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),

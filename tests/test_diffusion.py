@@ -22,8 +22,7 @@ import common
 import cvae
 from kit import captions, samples
 
-LADDER = [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, a5_fast]
-GUIDED = [a3_cfg, a4_full]
+LADDER, GUIDED = [a0_uncond, a1_cond, a2_clip, a3_cfg, a4_full, a5_fast], [a3_cfg, a4_full]
 ALPHAS_BAR = common.cosine_alphas_bar()
 
 

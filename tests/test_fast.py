@@ -13,20 +13,14 @@ from test_run import interrupt
 import a5_fast
 from a5_fast import JUMPS
 
-IMAGES = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 1.8 - 0.9
-
-
-def paths_of(run, model, n=200):
-    captions = run.captions(*run.load_data())
-    return a5_fast.draw_paths(run, model, run.encode(captions.sentences), captions, n), captions
-
 
 def test_a_path_of_ten_steps_passes_where_jumps_begin_and_is_drawn_with_guidance():
     run = FakeRun(a5_fast, 4, path_scale=3.0)
-    model, state = perturbed(network(a5_fast, run.config)), torch.get_rng_state()
-    (told, points, ends), captions = paths_of(run, model)
+    model, captions = perturbed(network(a5_fast, run.config)), run.captions(*run.load_data())
+    texts, state = run.encode(captions.sentences), torch.get_rng_state()
+    told, points, ends = a5_fast.draw_paths(run, model, texts, captions, 200)
     assert told.shape == (200,) and points.shape[:2] == (200, 4) and len(ends) == 200
-    film, text, n = [], run.encode(captions.sentences)[told[:9]], 9 * [torch.Generator()]
+    film, text, n = [], texts[told[:9]], 9 * [torch.Generator()]
     v = partial(a5_fast.guided_v, model=model, text=text, scale=3.0, interval=(350, 700))
     end = a5_fast.sample(v, points[:9, 0], 10, 0.0, n, film)
     assert (end - ends[:9]).abs().max() < 1e-4
@@ -36,22 +30,22 @@ def test_a_path_of_ten_steps_passes_where_jumps_begin_and_is_drawn_with_guidance
         assert (x_t - points[:9, j]).abs().max() < 1e-4
     plain = a5_fast.sample(partial(model, text=text), points[:9, 0], 10, 0.0, n)
     assert (plain - end).abs().max() > 1e-3, "guided"
-    torch.set_rng_state(state)
-    again = a5_fast.draw_paths(run, model, run.encode(captions.sentences), captions, 200)
-    assert all(map(torch.equal, again, (told, points, ends))), "whatever was drawn before"
     assert torch.equal(torch.get_rng_state(), state), "what is drawn afterwards is not disturbed"
+    torch.rand(5)
+    again = a5_fast.draw_paths(run, model, texts, captions, 200)
+    assert all(map(torch.equal, again, (told, points, ends))), "whatever was drawn before"
 
 
 def test_the_loss_is_zero_for_jumps_to_the_ends_and_half_of_them_start_in_noise():
-    points, seen = torch.randn(64, 4, 1, 28, 28), []
+    points, ends, seen = torch.randn(64, 4, 1, 28, 28), torch.rand(64, 1, 28, 28), []
 
-    def model(x_t, t, ends=IMAGES):
+    def model(x_t, t):
         seen.extend(t.tolist())
         assert torch.equal(x_t, points[range(64), [JUMPS.index(x) for x in t.tolist()]])
         return ideal(ends)(x_t, t)
 
-    losses = [a5_fast.jump_loss(model, points, IMAGES, ALPHAS_BAR) for _ in range(50)]
-    assert max(losses) < 1e-4 and a5_fast.jump_loss(model, points, -IMAGES, ALPHAS_BAR) > 0.1
+    losses = [a5_fast.jump_loss(model, points, ends, ALPHAS_BAR) for _ in range(50)]
+    assert max(losses) < 1e-4 and a5_fast.jump_loss(model, points, -ends, ALPHAS_BAR) > 0.1
     shares = [seen.count(t) / len(seen) for t in JUMPS]
     assert 0.45 < shares[0] < 0.55 and all(0.13 < share < 0.2 for share in shares[1:])
 
@@ -76,9 +70,8 @@ def test_each_jump_lands_on_an_image_and_its_noise_is_new(steps):
 def test_stopped_among_the_jumps_it_resumes_and_learns_the_same(here, tmp_path, monkeypatch):
     """The same paths, drawn by the same teacher: the model as it was before the first jump."""
     command = f"a5_fast.py {SMALL.replace('steps 4', 'steps 20', 1)} --clip tiny"
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    for folder in (whole, half):
-        folder.mkdir()
+    whole, half = tmp_path, tmp_path / "half"
+    half.mkdir()
     with monkeypatch.context() as patch:
         interrupt(patch, a5_fast, "jump_loss", 2, signal.SIGINT)
         assert "saved at step 18 of 20" in here(command, half, check=130).stderr

@@ -112,7 +112,7 @@ def test_every_command_works(here, tmp_path, monkeypatch, host, google):  # noqa
     copy = tmp_path / "copy"
     ignored = shutil.ignore_patterns(".*", "data", "results", "*.npz", "*.pt", "*.png")
     shutil.copytree(ROOT, copy, ignore=ignored)
-    monkeypatch.syspath_prepend(copy)  # where a5_mine.py will be
+    monkeypatch.syspath_prepend(copy)  # where a6_mine.py will be
     done = set()
     lines = [line for name in ENGLISH for line in commands(name)]
     for command in sorted(lines, key=lambda line: "kit.tiny_clip" not in line):
@@ -133,8 +133,8 @@ def test_every_command_works(here, tmp_path, monkeypatch, host, google):  # noqa
         ran = subprocess.run(line, shell=True, cwd=folder, capture_output=True)
         assert ran.returncode == (program in ("diff", "git")), command
     made = {path.name for path in (tmp_path / "results" / "mnist").iterdir()}
-    assert made >= {"a0_uncond", "a5_mine", "cgan", "cvae", "compare"}
-    assert len([*copy.glob("colab/*.ipynb")]) == 9, "a notebook for each script, mine too"
+    assert made >= {"a0_uncond", "a6_mine", "cgan", "cvae", "compare"}
+    assert len([*copy.glob("colab/*.ipynb")]) == 10, "a notebook for each script, mine too"
 
 
 NOTEBOOKS = {path.stem: nbformat.reads(text, 4) for path, text in build.build().items()}

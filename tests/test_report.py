@@ -103,7 +103,7 @@ def compared(out, monkeypatch):
 def reported(tmp_path_factory):
     """Five models; a4_full with two seeds, with other sampling steps, and with other widths."""
     out = tmp_path_factory.mktemp("reported") / "results"
-    for script in ("a0_uncond", "a4_full", "a5_mine", "cgan", "cvae"):
+    for script in ("a0_uncond", "a4_full", "a6_mine", "cgan", "cvae"):
         write_run(out, script)
     write_run(out / "seed1", "a4_full", 1)
     write_run(out / "steps50", "a4_full", sample_steps=50)
@@ -125,7 +125,7 @@ def test_csv_files_have_each_seed_and_tables_their_mean_and_other_settings_apart
         head, lines = re.findall("<th>(.*?)</th>", table), table.split("<tr>")[1:]
         tables.append([dict(zip(head, re.findall("<td>(.*?)</td>", x))) for x in lines])
     quality, obedience, words, settings = tables
-    models = "a0_uncond – 1|a4_full 1 2|a4_full 2 2|a4_full 3 2|a5_mine 1 1|a5_mine 2 1|a5_mine 3 1"
+    models = "a0_uncond – 1|a4_full 1 2|a4_full 2 2|a4_full 3 2|a6_mine 1 1|a6_mine 2 1|a6_mine 3 1"
     models += "|cgan – 1|cvae – 1|real images – –|noise – –"
     assert [f"{x['model']} {x['scale']} {x['seeds']}" for x in quality] == models.split("|")
     seeds = rows.query("model == 'a4_full' and kind == 'trained' and scale == 2")["fid"]
@@ -133,7 +133,7 @@ def test_csv_files_have_each_seed_and_tables_their_mean_and_other_settings_apart
     assert obedience[2]["accuracy ↑"] == "90.0% ± 0.0%"
     assert [row["accuracy, held-out phrasings ↑"][:5] for row in obedience[2:4]] == ["–", "90.0%"]
     assert obedience[2]["images/s ↑"] == "73.5 ± 0" and obedience[-1]["images/s ↑"] == "–"
-    assert [row["model"] for row in words] == ["a4_full"] * 3 + ["a5_mine"] * 3 + ["cgan", "cvae"]
+    assert [row["model"] for row in words] == ["a4_full"] * 3 + ["a6_mine"] * 3 + ["cgan", "cvae"]
     assert words[0]["thin"] == words[0]["held-out pair"] == "75.0% ± 0.0% (25%)"
     assert words[3]["held-out pair, and the class"] == "50.0% (12%)"
     assert words[3]["the class"] == "90.0%" and words[-1]["scale"] == "–"
@@ -196,7 +196,7 @@ def test_the_sliders_and_the_menu_show_other_pixels(reported, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
     seen = json.loads(html.unescape(re.search("<body>(.*?)</body>", done.stdout, re.S)[1]))
-    assert [look["model"] for look in seen] == ["a4_full", "a5_mine"] * 5
+    assert [look["model"] for look in seen] == ["a4_full", "a6_mine"] * 5
     assert {"94.5", "0.225", "0.129"} < {*seen[0]["bold"]}, "the fastest; the lowest distances"
     for look in seen:  # the first ones before anything was moved: scale 2, pure noise
         film = load_arrays(reported[0] / "mnist" / look["model"] / "images" / "film.npz")

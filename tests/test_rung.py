@@ -37,7 +37,7 @@ def changed(clone, script, name, changes):
 @pytest.mark.usefixtures("coarse_figures")
 def test_a_copy_of_a_script_with_one_thing_changed_is_a_run_like_all(clone, cli, here, monkeypatch):
     """With classes renamed, other widths, and a flag of its own; as typed, then in this process."""
-    changed(clone, "a4_full", "a5_mine", {
+    changed(clone, "a4_full", "a6_mine", {
         "A4, the full model: CLIP, classifier-free guidance, and attention to image and words.":
             "A5: narrower.",
         "= (32, 64)": "= (16, 32)",
@@ -49,17 +49,17 @@ def test_a_copy_of_a_script_with_one_thing_changed_is_a_run_like_all(clone, cli,
         "(text[:, 0]": "self.strength * (text[:, 0]",
         "self.patch = config.patch": "self.patch, self.strength = config.patch, config.strength",
     })  # fmt: skip
-    command = f"a5_mine.py {FLAGS} --strength 0.7"
+    command = f"a6_mine.py {FLAGS} --strength 0.7"
     cli(f"{clone}/{command}", clone, env={"PYTHONPATH": ""})
     monkeypatch.syspath_prepend(clone)
-    assert "a5_mine is complete" in here(command, clone).stderr
-    config = json.loads((run_folder(clone, "a5_mine") / "config.json").read_text())
+    assert "a6_mine is complete" in here(command, clone).stderr
+    config = json.loads((run_folder(clone, "a6_mine") / "config.json").read_text())
     assert (config["strength"], config["widths"]) == (0.7, [16, 32])
     assert config["description"] == "A5: narrower."
-    assert "my own" in here("a5_mine.py --help", clone).stdout
-    done = here(f"a5_mine.py {FLAGS} --strength 0.6", clone, check=1)
+    assert "my own" in here("a6_mine.py --help", clone).stdout
+    done = here(f"a6_mine.py {FLAGS} --strength 0.6", clone, check=1)
     only_error(done, "strength 0.7, not 0.6")
-    done = here("a5_mine.py --prompt seven --n 1", clone)
+    done = here("a6_mine.py --prompt seven --n 1", clone)
     assert imread(clone / done.stdout.strip()).std() > 0.02
     assert not done.stderr, "strength, too, is as it was trained"
 

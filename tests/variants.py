@@ -1,7 +1,6 @@
-"""Scripts with one thing changed: variants for the study.
+"""Scripts with one thing changed, for the study: replacements in a script's text, or a patch of it.
 
-A variant is a script's text with replacements, or a patch of it. Others of docs/results/trials.csv
-(of cgan and cvae, a4_worse, average) are in this file at commits 3e804d7 and 8d4ef16.
+Others of docs/results/trials.csv are in this file at commits 3e804d7 and 8d4ef16.
 """
 
 EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14

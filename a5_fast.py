@@ -36,9 +36,9 @@ JUMPS = 1000, 723, 446, 183  # the t to jump from: a path's first, sixth, sevent
 class Config(common.Config):
     """The choices of this script: each field is a flag (--train-steps), its comment the help."""
 
-    train_steps: int = 5900  # optimiser steps
-    jump_share: float = 0.22  # share of the steps, at the end, that learn to jump
-    path_scale: float = 2.5  # guidance scale of the paths; 1: no guidance
+    train_steps: int = 6300  # optimiser steps
+    jump_share: float = 0.27  # share of the steps, at the end, that learn to jump
+    path_scale: float = 4.0  # guidance scale of the paths, at one of ten steps; 1: none
     batch_size: int = 64  # images per step
     lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains

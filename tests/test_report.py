@@ -27,7 +27,7 @@ NUMBER = itertools.count(2)  # all measures differ
 def write_run(out, script, seed=0, **choices):
     """Write a run as its script and evaluate.py leave it -> its folder."""
     folder, rng = out / "mnist" / script, np.random.default_rng([seed, len(script)])
-    guided, text = script.startswith(("a3", "a4", "a5")), script != "a0_uncond"
+    guided, text = script.startswith(("a3", "a4", "a6")), script != "a0_uncond"
     scales = [1.0, 2.0, 3.0] if guided else [1.0]
     kinds = [("trained" if text else "unconditional", scale) for scale in scales]
     kinds += [("held-out", scales[-1])] * text

@@ -70,15 +70,15 @@ def test_each_jump_lands_on_an_image_and_its_noise_is_new(steps):
 def test_stopped_among_the_jumps_it_resumes_and_learns_the_same(here, tmp_path, monkeypatch):
     """The same paths, drawn by the same teacher: the model as it was before the first jump."""
     command = f"a5_fast.py {SMALL.replace('steps 4', 'steps 20', 1)} --clip tiny"
-    whole, half = tmp_path, tmp_path / "half"
-    half.mkdir()
+    (half := tmp_path / "half").mkdir()
     with monkeypatch.context() as patch:
         interrupt(patch, a5_fast, "jump_loss", 2, signal.SIGINT)
         assert "saved at step 17 of 20" in here(command, half, check=130).stderr
     assert "resuming from step 17 of 20" in here(command, half).stderr
     calls = interrupt(monkeypatch, a5_fast, "draw_paths", 0)
-    here(command, whole)
-    one, other = (torch.load(last_of(x, "a5_fast"), weights_only=True) for x in (whole, half))
+    here(command, tmp_path)
+    one, other = (torch.load(last_of(x, "a5_fast"), weights_only=True) for x in (tmp_path, half))
     for part in ("model", "teacher"):
         assert all(torch.equal(x, other[part][name]) for name, x in one[part].items())
     assert len(calls) == 1 and (one["model"]["inp.weight"] != one["teacher"]["inp.weight"]).any()
+    assert one["teacher"]["out.weight"].any(), "it has learned: at the start these are zero"

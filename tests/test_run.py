@@ -317,10 +317,10 @@ def test_the_weights_of_the_repository_draw_what_is_asked_for(here, tmp_path, mo
     assert imread(picture).std() > 0.05 and [*contents(tmp_path)] == [picture]
     network = judge.load_judge(a4_full.Config(), CPU)
     monkeypatch.setattr(pictures, "save_grid", grid := Mock())
-    for i, script in ((0, "a4_full"), (3, "a4_full"), (7, "a5_fast"), (9, "a5_fast")):
+    for i, script in ((0, "a4_full"), (3, "a4_full"), (7, "a4_full"), (3, "a5_fast")):
         here(f"{script}.py --n 5 --prompt {DIGITS[i]}", tmp_path)
         _, pixels, columns, title = grid.call_args.args
-        assert pixels.shape == (5, 28, 28) and columns == 3 and sum(network.see(pixels)[1] == i) > 3
+        assert pixels.shape == (5, 28, 28) and columns == 3 and (network.see(pixels)[1] == i).all()
         assert title == DIGITS[i] + "; guidance scale 2" * (script == "a4_full")
     assert "names no class" in here(f"{DRAW} sevens", tmp_path).stderr
 

@@ -27,7 +27,7 @@ import common  # a file of this repository; it needs the folder kit/ beside it
 from common import T
 
 WORDS = 24  # tokens of a sentence, at most, that the network attends to
-JUMPS = 1000, 723, 446, 183  # the t to jump from: a path's first, sixth, seventh, eighth of ten
+JUMPS = 1000, 638, 340, 153  # the t to jump from: a path's 1st, 7th, 8th, 9th of eleven
 
 # ── Choices ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -38,13 +38,14 @@ class Config(common.Config):
 
     train_steps: int = 6300  # optimiser steps
     jump_share: float = 0.27  # share of the steps, at the end, that learn to jump
-    path_scale: float = 4.0  # guidance scale of the paths, at one of ten steps; 1: none
+    path_scale: float = 2.0  # guidance scale of the paths; 1: no guidance
     batch_size: int = 64  # images per step
     lr: float = 5e-3  # peak learning rate of all weights except the convolutions'
     muon_lr: float = 0.02  # peak learning rate of the convolutions, which Muon trains
     widths: tuple[int, int] = (32, 64)  # channels at 14 x 14 and at 7 x 7; multiples of 8
     patch: Literal[1, 2, 7, 14] = 2  # side in pixels of the squares that are folded into channels
     sample_steps: Literal[1, 2, 4] = 2  # network calls, from noise to an image
+    eta: float = 0.15  # noise added between jumps: 0 none, 1 as much as DDPM
     prompt: str | None = None  # generate images of this, for example "a thick seven leaning left"
     n: int = 16  # with --prompt: how many images
     clip: str = "auto"  # tiny, ViT-B/32 or a file; auto: ViT-B/32, or tiny if unavailable
@@ -201,7 +202,7 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
 
     Lu et al. 2022. eta: 0 adds no noise while sampling, 1 as much as DDPM. generators:
     one for each image. film: a list to which every (t, x_t, x0_hat) is appended.
-    eta inf: all noise is new, so x_t jumps to x0_hat (Song et al. 2023 Alg. 1); steps: 1, 2, 4.
+    At most four steps are jumps, from JUMPS: each x0_hat is an end (Song et al. 2023 Alg. 1).
     """
     alphas_bar = common.cosine_alphas_bar(x_t.device)
     lambdas = (alphas_bar / (1 - alphas_bar).clamp(min=1e-20)).log() / 2  # half the log-SNR
@@ -210,7 +211,7 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
     even = T - torch.searchsorted(lambdas.flip(0), even)  # the t of each, from T to 1
     times = 0.4 * torch.linspace(T, 0, steps + 1) + 0.6 * F.pad(even.cpu(), (0, 1))
     times = sorted({*times.round().long().tolist()}, reverse=True)  # no t twice
-    times = [*JUMPS[:: len(JUMPS) // steps], 0] if eta == math.inf else times
+    times = [*JUMPS[:steps], 0] if steps <= len(JUMPS) else times
     x0_before, h_before = None, None
     for t, t_next in zip(times, times[1:]):
         a, a_next, h = alphas_bar[t], alphas_bar[t_next], lambdas[t_next] - lambdas[t]
@@ -220,7 +221,7 @@ def sample(model, x_t: torch.Tensor, steps: int, eta: float, generators, film=No
         if film is not None:
             film.append((t, x_t, x0_hat))
         x0_ahead = x0_hat
-        if x0_before is not None and t_next > 0 and eta <= 1:  # extrapolate: Lu et al. Alg. 2
+        if x0_before is not None and t_next > 0 and steps > len(JUMPS):  # Lu et al. Alg. 2
             x0_ahead = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         z = common.noise(generators, 1, 28, 28).to(x_t.device)  # z ~ N(0, I)
         x_t = ((1 - a_next) / (1 - a)).sqrt() * (-eta * h).exp() * x_t
@@ -243,8 +244,8 @@ def draw_paths(run: common.Run, model, texts, captions, n: int) -> list[torch.Te
             told = captions.find(i, captions.mention(i))
             x_T = torch.randn(len(i), 1, 28, 28, device=run.device)
             v = partial(guided, text=texts[told], interval=(350, 700))
-            end = sample(v, x_T, 10, 0.0, len(i) * [torch.Generator()], film)
-            paths.append([told, torch.stack([film[k][1] for k in (0, 5, 6, 7)], 1), end])
+            end = sample(v, x_T, 11, 0.0, len(i) * [torch.Generator()], film)
+            paths.append([told, torch.stack([film[k][1] for k in (0, 6, 7, 8)], 1), end])
     return [torch.cat(parts) for parts in zip(*paths)]
 
 
@@ -308,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
         x_T = common.noise(generators, 1, 28, 28)  # the same on every device
         text = run.encoder.encode_text(prompts).to(run.device)
         v = partial(model, text=text)
-        return sample(v, x_T.to(run.device), config.sample_steps, math.inf, generators, film)
+        return sample(v, x_T.to(run.device), config.sample_steps, config.eta, generators, film)
 
     if config.prompt is None and run.step < config.train_steps:
         train(run, model)

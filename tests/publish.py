@@ -1,31 +1,43 @@
 """What `python tests/study.py --publish` does: the rows of docs/results/ become tables, in place of
-those between "<!-- study: ... -->" and "<!-- end -->" in the pages; pictures go to assets/.
+those between "<!-- study: ... -->" and "<!-- end -->" in the pages, and differences.csv; pictures
+go to assets/.
 """
 
-import itertools
 import re
 import shutil
-from functools import cache, partial
+from functools import cache
 
+import numpy as np
 import pandas as pd
+import scipy.stats
 from conftest import ROOT
 from study import ALL, PLACE, RESULTS, STUDIES, Task
 
 import compare
-from kit.files import save_file, say
+from kit.files import save_file, save_table, say
 
 PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}5-results.md" for x in ("", "zh-CN/"))]
-TWIN = ", throughout"  # in the names of models with guidance at every step
-HELD_OUT, SHARE = "right, held-out phrasings", "{:.1%}"
-COLUMNS = {  # title -> column of study.csv, how it is written
-    "FID": ("fid", "{:.2f}"), "coverage": ("coverage", SHARE), "right": ("accuracy", SHARE),
-    "diversity (of real)": ("of_real", SHARE), "diversity": ("of_real", "{:.0%}"),
-    HELD_OUT: ("accuracy", SHARE),
+PAGES += ["docs/3-gan-and-vae.md"]
+METRICS = {  # what sentences call them -> the column of by_seed(); the first eight have a table
+    "FID": "fid", "pixels": "fd_pixels", "style": "fd_style", "diversity": "of_real",
+    "right": "accuracy", "held-out phrasings": "held_out_accuracy", "one word": "one word",
+    "held-out pair": "held-out pair", "said pairs": "said pair", "coverage": "coverage",
 }  # fmt: skip
-CHANGED = {"eps": "a0_uncond"} | dict.fromkeys(("no_ema", "eta0", "steps6", "steps50"), "a4_full")
-CHINESE = """script=脚本|right=准确率|right, held-out phrasings=未见过的句式|one word=一个属性词|
-held-out pair=未见过的组合|diversity (of real)=多样性（相对真实图像）"""
+CHINESE = """script=脚本|pixels=像素|style=风格|diversity=多样性|right=准确率|
+held-out phrasings=未见过的句式|one word=一个属性词|held-out pair=未见过的组合"""
 CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
+CLAIMS = """
+ladder_trials a4_full 1 - ladder_trials a4_image 1
+ladder_trials a4_full 2 - ladder_trials a4_image 2
+ladder_trials a4_full 2 - ladder_trials a4_full 1
+no_text a4_null 3 - ladder_trials a4_full 3
+worse a4_worse 2 - no_text a4_worse 2
+half a1_noisy 1 - half a1_cond 1
+half a2_clip 1 - half a1_noisy 1
+half a2_static 1 - half a1_cond 1
+half a2_static_noisy 1 - half a2_static 1
+mnist a5_fast 1 - mnist a4_full 2
+"""  # what - against what: study, script, guidance scale
 
 
 @cache
@@ -34,118 +46,109 @@ def read(name: str, study: str) -> pd.DataFrame:
     return table[table["study"] == study]
 
 
-def over_seeds(rows: pd.DataFrame, column: str, form: str = SHARE) -> str:
-    """Mean and standard deviation over seeds, as text."""
-    return compare.write(rows.groupby("seed")[column].mean().astype(float), form)
+@cache
+def by_seed(study: str, script: str, scale: float) -> pd.DataFrame:
+    """A row for each seed, a column for each metric: of trials.csv, or study.csv and asked.csv."""
+    scale, what = float(scale), "model == @script and scale == @scale"
+    trials = read("trials", study).query("script == @script and scale == @scale")
+    if len(trials):
+        return trials.set_index("seed").rename(columns=lambda name: name.removeprefix("asked: "))
+    rows = read("study", study).query(what).set_index("seed")
+    table = rows[rows["kind"] != "held-out"].copy()
+    table["held_out_accuracy"] = rows.loc[rows["kind"] == "held-out", "accuracy"]
+    asked = read("asked", study).query(what)
+    one = asked[asked["kind"] == "one word"].assign(kind=asked["asked"])
+    words = pd.concat([asked, one]).pivot_table(["as_asked", "without_asking"], "seed", "kind")
+    for column, suffix in (("as_asked", ""), ("without_asking", ", without asking")):
+        if column in words:
+            table = table.join(words[column].add_suffix(suffix))
+    return table
 
 
-def of_model(name: str, scale: float, guided: bool, seeds) -> dict[str, str]:
-    """The first cells of a row; a4_full, throughout is written `a4_full.py`, throughout."""
-    script, _, rest = name.partition(", ")
-    title = f"`{script}.py`" + (f", {rest}" if rest else "") if script in ALL else name
-    return {"script": title, "scale": f"{scale:g}" if guided else "–", "seeds": f"{seeds}"}
-
-
-def ladder(rows: pd.DataFrame):
-    """-> model, scale, rows, whether guided, in the order of the ladder."""
-    order = [name for script in ALL for name in (script, script + TWIN)]
-    order += ["real images", "noise"]
-    place = rows["model"].map({name: i for i, name in enumerate(order)})
-    rows = rows.assign(place=place).dropna(subset="place").sort_values("place", kind="stable")
-    for (model, scale), table in rows.groupby(["model", "scale"], sort=False, dropna=False):
-        guided = TWIN in model or rows.loc[rows["model"] == model, "scale"].nunique() > 1
-        yield model, scale, table, guided
-
-
-def measured(study: str, titles: list[str]) -> pd.DataFrame:
-    """A row for each model and scale, real images and noise last."""
-    rows, cells = read("study", study), []
-    if study == "early":  # rows published until November 2026 have the twins here already
-        twins = read("study", "throughout").query("scale > 1")
-        rows = pd.concat([rows, twins.assign(model=twins["model"] + TWIN)])
-    for model, scale, table, guided in ladder(rows):
-        ours = model.split(",")[0] in ALL
-        if not ours:  # measured beside each run: all alike
-            table = table[table["n"] == table["n"].max()].head(1)
-        held_out = table["phrasings"] == "held out"
-        if held_out.all():
-            continue
-        row = of_model(model, scale, guided, table["seed"].nunique() if ours else "–")
-        for title in titles:
-            row[title] = over_seeds(table[held_out == (title == HELD_OUT)], *COLUMNS[title])
-        cells.append(row)
-    return pd.DataFrame(cells)
-
-
-def words(study: str) -> pd.DataFrame:
-    """The share of images that are as words ask, a row for each model and scale."""
-    rows, cells = read("asked", study), []
-    names = rows.loc[rows["kind"] == "one word", "asked"].unique()
-    for model, scale, table, guided in ladder(rows.sort_values("scale", kind="stable")):
-        row = of_model(model, scale, guided, table["seed"].nunique())
-        for word in names:
-            row[word] = over_seeds(table[table["asked"] == word], "as_asked")
-        for kind in ("one word", "said pair", "held-out pair"):
-            of_kind = table[table["kind"] == kind]
-            row[kind] = over_seeds(of_kind, "as_asked")
-            row[f"{kind}, without asking"] = over_seeds(of_kind, "without_asking")
-        cells.append(row)
-    return pd.DataFrame(cells)
-
-
-def changes(study: str) -> pd.DataFrame:
-    """Each variant beside what it changes: at scale 1, the seeds that both have."""
-    cells = []
-    for name, script in CHANGED.items():
-        variant, plain = read("study", name), read("study", study)
-        plain = plain[(plain["script"] == script) & plain["seed"].isin(variant["seed"])]
-        for what, rows in ((script, plain), (f"{script}, {name}", variant)):
-            rows = rows[(rows["scale"] == 1) & (rows["phrasings"] != "held out")]
-            row = {"change": what, "seeds": f"{rows['seed'].nunique()}"}
-            for title in ("FID", "coverage", "diversity (of real)", "right"):
-                row[title] = over_seeds(rows, *COLUMNS[title])
-            cells += [row] * (row not in cells)
-    return pd.DataFrame(cells)
+def differences() -> pd.DataFrame:
+    """Of all CLAIMS and METRICS: the mean over paired seeds, with its 95 % t-interval."""
+    rows = []
+    for claim in CLAIMS.strip().splitlines():
+        one, other = (by_seed(*side.split()) for side in claim.split(" - "))
+        for metric in {*METRICS.values()} & {*one} & {*other}:
+            pairs = (one[metric] - other[metric]).dropna()
+            mean, error = pairs.mean(), pairs.sem()
+            low, high = scipy.stats.t.interval(0.95, len(pairs) - 1, mean, error)
+            row = {"claim": claim, "metric": metric, "n": len(pairs), "mean": mean}
+            rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows).dropna().sort_values(["claim", "metric"])
 
 
 def brought(study: str) -> pd.DataFrame:
     """For the README: a row for each script, with guidance at scale 2."""
-    table = measured(study, ["FID", "right", HELD_OUT, "diversity"])
-    table = table.merge(words(study), "left", ["script", "scale"]).fillna("–")
-    table = table.rename(columns={"diversity": "diversity (of real)"})
-    shown = table["scale"].isin(["–", "2"]) & table["script"].str.endswith("`")
-    titles = ["FID", "right", HELD_OUT, "one word", "held-out pair", "diversity (of real)"]
-    return table.loc[shown, ["script", *titles]]
+    rows = []
+    for script in ALL:
+        guided = 2 in {*read("study", study).query("model == @script")["scale"]}
+        table, row = by_seed(study, script, 2 if guided else 1), {"script": f"`{script}.py`"}
+        for title, column in [*METRICS.items()][:8]:
+            values = table.get(column, pd.Series(dtype=float)).astype(float)
+            row[title] = compare.write(values, "{:.2f}" if column[0] == "f" else "{:.1%}")
+        rows += [row] * (len(table) > 0)
+    return pd.DataFrame(rows)
 
 
-SAID = re.compile(
-    r"<!-- from the study: ([\w ]+) -->\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)", re.S
-)
+BLOCK = r"\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)"
+SAID = re.compile(r"<!-- from the study: ([\w ]+) -->" + BLOCK, re.S)
+COMPARED = re.compile(r"<!-- differences: (.+?) -->" + BLOCK, re.S)
 NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*(?:\.\d+)?)( ?%)?(?![\w.,]*\d)")
+SIGNED = r"([+−]\d+(?:\.\d+)?)( points)? \((−?\d+(?:\.\d+)?) to (−?\d+(?:\.\d+)?)\)"
 
 
 @cache
-def told(names: str) -> list[tuple[str, str]]:
-    """The numbers in the tables of the studies among names, in the rows of the scripts there."""
-    tables, cells = (partial(measured, titles=[*COLUMNS]), words, changes), []
-    for make, study in itertools.product(tables, {*names.split()} & {*STUDIES}):
-        for script, *row in make(study).to_numpy().tolist():
-            cells += row if re.search(r"\w+", script)[0] in names.split() else []
-    return NUMBER.findall(" ".join(cells))
+def told(names: str) -> np.ndarray:
+    """Means and deviations of all metrics of the studies and scripts among names."""
+    names, found = {*names.split()}, []
+    for study in names & {*STUDIES}:
+        rows = read("study", study)
+        for model, scale in {*zip(rows["model"], rows["scale"])}:
+            table = by_seed(study, model, scale)
+            if table.empty:  # real images: measured beside each run
+                table = rows[rows["model"] == model]
+                table = table[table["n"] == table["n"].max()]
+            numbers = table.select_dtypes("number")
+            found += [numbers.mean(), numbers.std()] if model.split()[0] in names else []
+    return pd.concat(found).to_numpy()
 
 
 def unfounded(text: str) -> list[str]:
     """The numbers with a point or a % in sentences after "<!-- from the study: ... -->" that are
-    no rounding of one in the tables of the scripts and studies that are named there.
+    no rounding of one of the scripts and studies that are named there.
     """
     wrong = []
     for names, sentences in SAID.findall(text):
         for digits, unit in NUMBER.findall(re.sub(r"`[^`]*`|\]\([^)]*\)", "", sentences)):
             half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
-            known = [float(x.replace(",", "")) for x, other in told(names) if unit[-1:] == other]
-            near = any(abs(x - float(digits.replace(",", ""))) <= half for x in known)
+            known = told(names) * (100 if unit else 1)
+            near = (abs(known - float(digits.replace(",", ""))) <= half).any()
             if (unit or "." in digits) and not near:
                 wrong.append(f"{digits}{unit} in: {sentences[:60]}")
+    return wrong
+
+
+def unproven(text: str) -> list[str]:
+    """The differences, as in FID +0.37 (0.31 to 0.43), in sentences after "<!-- differences: ...
+    -->" that are no rounding of one of these claims, or whose interval holds 0 while the sentence
+    does not say "no difference".
+    """
+    wrong, table = [], pd.read_csv(RESULTS / "differences.csv")
+    for claims, block in COMPARED.findall(text):
+        for sentence in re.split(r"(?<=[.:])\s", " ".join(block.split())):
+            found = re.findall(f"({'|'.join(METRICS)}) {SIGNED}", sentence)
+            wrong += [sentence] * (len(found) != len(re.findall(r"\([^()]* to [^()]*\)", sentence)))
+            for name, mean, unit, *interval in found:
+                rows = table[table["claim"].isin(claims.split(", "))]
+                rows = rows[rows["metric"] == METRICS[name]]
+                rows = rows[["mean", "low", "high"]] * (100 if unit else 1)
+                said = [float(x.replace("−", "-")) for x in (mean, *interval)]
+                half = 0.5 * 10 ** -len(mean.partition(".")[2]) + 1e-9
+                known = ((rows - said).abs() <= half).all(axis=1).any()
+                nothing = said[1] <= 0 <= said[2] and "no difference" not in sentence
+                wrong += [f"{name} {mean}"] * bool(nothing or not known)
     return wrong
 
 
@@ -168,6 +171,7 @@ def main() -> None:
     for page in PAGES:
         text = filled((ROOT / page).read_text(encoding="utf-8"), "zh-CN" in page)
         save_file(ROOT / page, lambda file, text=text: file.write(text.encode()))
+    save_table(RESULTS / "differences.csv", differences(), "%.4g")
     pictures()
 
 

@@ -70,7 +70,7 @@ STUDIES = {
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "call1": Study(("a5_fast",), flags="--dataset mnist --sample-steps 1", of="mnist"),
-    "calls4": Study(("a5_fast",), flags="--dataset mnist --sample-steps 4", of="mnist"),
+    "calls4": Study(("a5_fast",), flags="--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(ALL, (0,), THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),
@@ -186,7 +186,7 @@ class Task:
         facts |= {"hardware": hardware(), "date": str(datetime.date.today())}
         if self.study.choices:
             return {"trials": trial(run).assign(seed=self.seed, **facts)}
-        rows = published(run["rows"], run["config"].get("interval")).assign(seed=self.seed, **facts)
+        rows = run["rows"].assign(seed=self.seed, **facts)
         asked = run["asked"].drop(columns="demand", errors="ignore")
         return {"study": rows, "asked": asked.assign(seed=self.seed, study=self.name)}
 
@@ -209,19 +209,6 @@ def trial(run: dict) -> pd.DataFrame:
     costs = "parameters train_seconds train_steps batch_size sample_images_per_second".split()
     words = [name for name in table if name.startswith("asked: ")]
     return table[["n", *WITNESSES, "held_out_accuracy", *words, *costs]].reset_index()
-
-
-def published(rows: pd.DataFrame, interval: list[int] | None) -> pd.DataFrame:
-    """Rows of load_run() with the columns of the rows published before samples were one table:
-    phrasings (none, trained, held out) for kind, and guidance (none, throughout, t 350-700), so
-    that one file holds both.
-    """
-    low, high = interval or (0, 0)
-    guidance = "throughout" if low <= 1 and high >= 1000 else f"t {low}-{high}"
-    names = {"held-out": "held out", "unconditional": "none"}
-    rows = rows.assign(guidance="none", phrasings=rows["kind"].replace(names))
-    rows.loc[rows["scale"] > 1, "guidance"] = guidance
-    return rows.drop(columns="kind")
 
 
 def code_of(path: Path) -> str:

@@ -35,7 +35,7 @@ def test_a_run_leaves_its_rows_and_is_not_made_again(small, capfd, monkeypatch):
     assert "mnist, cvae, seed 0" not in capfd.readouterr().err
     first, asked = rows(), rows("asked")
     assert {*first["model"]} == {"cvae", "real images", "noise"} and {*first["seed"]} == {1}
-    assert {*first["phrasings"]} == {"trained", "held out"} and {*first["guidance"]} == {"none"}
+    assert {*first["kind"]} == {"trained", "held-out"}
     assert {*first["script"]} == {*asked["model"]} == {"cvae"} and len(asked) == 9
     known = pd.read_csv(study.ROOT / "docs" / "results" / "study.csv").columns
     assert {*known} - {*first} <= {"least_of_real", "least_class"}, "what the published rows have"
@@ -52,14 +52,6 @@ def test_rows_replace_earlier_ones_of_the_same_run_alone(small):
         made = pd.DataFrame([{"study": name, "script": "cvae", "seed": seed, "fid": value}])
         study.save("study", made, Task(name, "cvae", seed))
     assert [*rows()["fid"]] == [4, 2]
-
-
-def test_new_rows_have_the_columns_of_the_published_ones():
-    table = pd.DataFrame({"kind": ["trained", "held-out", "unconditional"], "scale": [1, 2, 1]})
-    new = study.published(table, [0, 1000])
-    assert [*new["phrasings"]] == ["trained", "held out", "none"] and "kind" not in new
-    assert [*new["guidance"]] == ["none", "throughout", "none"]
-    assert study.published(table, [350, 700])["guidance"][1] == "t 350-700"
 
 
 def test_the_key_covers_settings_and_code_but_not_comments(small, monkeypatch, tmp_path):

@@ -37,6 +37,8 @@ half a2_clip 1 - half a1_noisy 1
 half a2_static 1 - half a1_cond 1
 half a2_static_noisy 1 - half a2_static 1
 mnist a5_fast 1 - mnist a4_full 2
+mnist a5_fast 1 - new_noise a5_fast 1
+calls4 a5_fast 1 - mnist a4_full 2
 """  # what - against what: study, script, guidance scale
 
 

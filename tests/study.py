@@ -70,6 +70,7 @@ STUDIES = {
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
     "call1": Study(("a5_fast",), flags="--dataset mnist --sample-steps 1", of="mnist"),
+    "new_noise": Study(("a5_fast",), flags="--dataset mnist --eta 1", of="mnist"),
     "calls4": Study(("a5_fast",), flags="--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"),
     "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
     "quickdraw": Study(ALL, (0,), THREE, embedded=False),

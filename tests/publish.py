@@ -26,20 +26,6 @@ METRICS = {  # what sentences call them -> the column of by_seed(); the first ei
 CHINESE = """script=脚本|pixels=像素|style=风格|diversity=多样性|right=准确率|
 held-out phrasings=未见过的句式|one word=一个属性词|held-out pair=未见过的组合"""
 CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
-CLAIMS = """
-ladder_trials a4_full 1 - ladder_trials a4_image 1
-ladder_trials a4_full 2 - ladder_trials a4_image 2
-ladder_trials a4_full 2 - ladder_trials a4_full 1
-no_text a4_null 3 - ladder_trials a4_full 3
-worse a4_worse 2 - no_text a4_worse 2
-half a1_noisy 1 - half a1_cond 1
-half a2_clip 1 - half a1_noisy 1
-half a2_static 1 - half a1_cond 1
-half a2_static_noisy 1 - half a2_static 1
-mnist a5_fast 1 - mnist a4_full 2
-mnist a5_fast 1 - new_noise a5_fast 1
-calls4 a5_fast 1 - mnist a4_full 2
-"""  # what - against what: study, script, guidance scale
 
 
 @cache
@@ -68,9 +54,11 @@ def by_seed(study: str, script: str, scale: float) -> pd.DataFrame:
 
 
 def differences() -> pd.DataFrame:
-    """Of all CLAIMS and METRICS: the mean over paired seeds, with its 95 % t-interval."""
-    rows = []
-    for claim in CLAIMS.strip().splitlines():
+    """Of the claims in comments of PAGES (what - against what: study, script, guidance scale) and
+    all METRICS: the mean over paired seeds, with its 95 % t-interval.
+    """
+    rows, pages = [], "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    for claim in {claim for claims, _ in COMPARED.findall(pages) for claim in claims.split(", ")}:
         one, other = (by_seed(*side.split()) for side in claim.split(" - "))
         for metric in {*METRICS.values()} & {*one} & {*other}:
             pairs = (one[metric] - other[metric]).dropna()

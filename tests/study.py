@@ -59,22 +59,26 @@ class Study:
     choices: bool = False  # measured by real digits that are for choices alone, into trials.csv
 
 
-AGAIN = "--dataset mnist --scales"
+AGAIN, FIVE = "--dataset mnist --scales", (0, 1, 2, 3, 4)
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "early": Study(()),  # of the recipe at commit 4234098: rows alone
-    "mnist": Study(ALL, (0, 1, 2, 3, 4)),
+    "mnist": Study(ALL, FIVE),
     "throughout": Study(("a4_full",), flags=f"{AGAIN} 2 3 --interval 0 1000", of="mnist"),
     "eps": Study(("a0_eps",)),
+    "x_0": Study(("a0_x0",)),
     "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
-    "call1": Study(("a5_fast",), flags="--dataset mnist --sample-steps 1", of="mnist"),
-    "new_noise": Study(("a5_fast",), flags="--dataset mnist --eta 1", of="mnist"),
-    "calls4": Study(("a5_fast",), flags="--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"),
-    "mnist_60000": Study((*LADDER, "cgan"), (0,), embedded=False),
-    "quickdraw": Study(ALL, (0,), THREE, embedded=False),
-    "ladder_trials": Study(("a4_full", "a4_image"), (0, 1, 2, 3, 4), choices=True),
+    "call1": Study(("a5_fast",), FIVE, flags="--dataset mnist --sample-steps 1", of="mnist"),
+    "new_noise": Study(("a5_fast",), FIVE, flags="--dataset mnist --eta 1", of="mnist"),
+    "calls4": Study(
+        ("a5_fast",), FIVE, flags="--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"
+    ),
+    "mnist_60000": Study(("a4_full",), embedded=False),
+    "passes": Study(("a4_full",), flags="--dataset mnist --train-steps 13800", embedded=False),
+    "quickdraw": Study(("a3_cfg", "a4_full", "cgan"), flags=THREE, embedded=False),
+    "ladder_trials": Study(("a4_full", "a4_image"), FIVE, choices=True),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
     "no_text": Study(("a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
 }

@@ -140,3 +140,13 @@ def test_the_result_in_a_scripts_docstring_is_the_studys(script):
     result = " ".join(text[text.index("\nResult") :].split())
     assert "three seeds" in result and publish.NUMBER.search(result)
     assert publish.unfounded(f"<!-- from the study: early mnist {script} -->\n{result}") == []
+
+
+def test_a_difference_needs_its_row_its_sign_and_an_interval_without_zero():
+    claims = "half a1_noisy 1 - half a1_cond 1, half a2_clip 1 - half a1_noisy 1"
+    text = f"<!-- differences: {claims} -->\nMore held-out phrasings +36 points (28 to 43)."
+    assert publish.unproven(text) == []
+    for old, new in ("+36", "−36"), ("28 to", "27 to"), ("held-out phrasings", "right"), ("+", ""):
+        assert publish.unproven(text.replace(old, new)), new
+    less = text.replace("+36 points (28 to 43)", "−1 points (−6 to 4)")
+    assert publish.unproven(less) and not publish.unproven(less.replace("More", "no difference"))

@@ -136,7 +136,7 @@ IDEA = {
     "a2_clip": {"main"},
     "a3_cfg": {"train", "main"},
     "a4_full": {"UNet.__init__", "UNet.forward", "train", "main"},
-    "a5_fast": {"Config.train_steps", "Config.sample_steps", "sample", "train", "main"},
+    "a5_fast": {*"Config.train_steps Config.sample_steps Config.eta sample train main".split()},
 }
 
 

@@ -8,6 +8,7 @@ EPS = {  # a0 that predicts the noise: Ho et al. 2020 Eq. 14
     "x0_hat = a.sqrt() * x_t - (1 - a).sqrt() * v  # Salimans & Ho Sec. 4":
         "x0_hat = (x_t - (1 - a).sqrt() * v) / a.sqrt().clamp(min=1e-4)",
 }  # fmt: skip
+X_0 = dict(zip(EPS, ("return F.mse_loss(model(x_t, t), x_0)", "x0_hat = v")))
 
 IMPORT = {"import common  # a file of this repository; it needs the folder kit/ beside it":
           "import common\nimport controls"}  # fmt: skip
@@ -31,7 +32,7 @@ NULL = {  # every tenth caption is dropped, of each image equally often: no bias
 }  # fmt: skip
 # name -> the script, and what is replaced in its text
 VARIANTS = {
-    "a0_eps": ("a0_uncond", EPS),
+    "a0_eps": ("a0_uncond", EPS), "a0_x0": ("a0_uncond", X_0),
     "a1_noisy": ("a1_cond", NOISY), "a2_noisy": ("a2_clip", NOISY),
     "a2_static": ("a2_clip", STATIC), "a2_static_noisy": ("a2_clip", STATIC | NOISY),
     "a4_image": ("a4_full", "a4_image.patch"),

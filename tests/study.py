@@ -70,11 +70,9 @@ STUDIES = {
     "eta0": Study(("a4_full",), flags=f"{AGAIN} 1 --eta 0", of="mnist"),
     "steps6": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 6", of="mnist"),
     "steps50": Study(("a4_full",), flags=f"{AGAIN} 1 --sample-steps 50", of="mnist"),
-    "call1": Study(("a5_fast",), FIVE, flags="--dataset mnist --sample-steps 1", of="mnist"),
-    "new_noise": Study(("a5_fast",), FIVE, flags="--dataset mnist --eta 1", of="mnist"),
-    "calls4": Study(
-        ("a5_fast",), FIVE, flags="--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"
-    ),
+    "call1": Study(("a5_fast",), FIVE, "--dataset mnist --sample-steps 1", of="mnist"),
+    "new_noise": Study(("a5_fast",), FIVE, "--dataset mnist --eta 1", of="mnist"),
+    "calls4": Study(("a5_fast",), FIVE, "--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"),
     "mnist_60000": Study(("a4_full",), embedded=False),
     "passes": Study(("a4_full",), flags="--dataset mnist --train-steps 13800", embedded=False),
     "quickdraw": Study(("a3_cfg", "a4_full", "cgan"), flags=THREE, embedded=False),

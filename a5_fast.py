@@ -10,7 +10,7 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           attention (Vaswani et al. 2017), to words in an image (Saharia et al. 2022).
 Commands  python a5_fast.py --dataset mnist
           python a5_fast.py --prompt "a thick seven leaning left" --sample-steps 1 --n 16
-Result    2 calls: FID 0.72 ± 0.02, 99.1% ± 0.2% right (three seeds: docs/3-gan-and-vae.md)
+Result    2 calls: FID 0.50 ± 0.07, 99.0% ± 0.2% right (five seeds: docs/3-gan-and-vae.md)
 """
 
 import copy

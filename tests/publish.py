@@ -90,9 +90,9 @@ SIGNED = r"([+−]\d+(?:\.\d+)?)( points)? \((−?\d+(?:\.\d+)?) to (−?\d+(?:\
 
 
 @cache
-def told(names: str) -> np.ndarray:
-    """Means and deviations of all metrics of the studies and scripts among names."""
-    names, found = {*names.split()}, []
+def told(names: str, share: bool) -> np.ndarray:
+    """Means and deviations, for the studies and scripts among names, of shares or of distances."""
+    names, found, distances = {*names.split()}, [], {"fid", "fd_pixels", "fd_style"}
     for study in names & {*STUDIES}:
         rows = read("study", study)
         for model, scale in {*zip(rows["model"], rows["scale"])}:
@@ -100,7 +100,9 @@ def told(names: str) -> np.ndarray:
             if table.empty:  # real images: measured beside each run
                 table = rows[rows["model"] == model]
                 table = table[table["n"] == table["n"].max()]
-            numbers = table.select_dtypes("number")
+            words = {*table} - {*rows}  # and the right ones among held-out phrasings
+            columns = ({*METRICS.values()} & {*table} | words) - distances if share else distances
+            numbers = table[[*columns]].apply(pd.to_numeric)
             found += [numbers.mean(), numbers.std()] if model.split()[0] in names else []
     return pd.concat(found).to_numpy()
 
@@ -113,7 +115,7 @@ def unfounded(text: str) -> list[str]:
     for names, sentences in SAID.findall(text):
         for digits, unit in NUMBER.findall(re.sub(r"`[^`]*`|\]\([^)]*\)", "", sentences)):
             half = 0.5 * 10 ** -len(digits.partition(".")[2]) + 1e-9
-            known = told(names) * (100 if unit else 1)
+            known = told(names, bool(unit)) * (100 if unit else 1)
             near = (abs(known - float(digits.replace(",", ""))) <= half).any()
             if (unit or "." in digits) and not near:
                 wrong.append(f"{digits}{unit} in: {sentences[:60]}")

@@ -85,3 +85,9 @@ def test_stopped_among_the_jumps_it_resumes_and_learns_the_same(here, tmp_path, 
         assert all(torch.equal(x, other[part][name]) for name, x in one[part].items())
     assert len(calls) == 1 and (one["model"]["inp.weight"] != one["teacher"]["inp.weight"]).any()
     assert one["teacher"]["out.weight"].any(), "it has learned: at the start these are zero"
+
+
+def test_the_flags_decide_the_calls_and_how_much_noise_is_new(here, tmp_path):
+    for flags in ("", "--eta 0", "--sample-steps 1"):
+        here(f"a5_fast.py --prompt three --n 2 {flags}", tmp_path)
+    assert len({path.read_bytes() for path in tmp_path.rglob("prompt_*.png")}) == 3

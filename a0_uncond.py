@@ -8,7 +8,7 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a0_uncond.py --dataset mnist
-Result    FID 1.92 ± 0.06, coverage 83.9% ± 1.7% (three seeds, commit 4234098: docs/5-results.md)
+Result    FID 1.98 ± 0.13, coverage 84.8% ± 1.2% (five seeds: docs/5-results.md)
 """
 
 import math

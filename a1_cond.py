@@ -7,8 +7,8 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           adaptive group norm (Dhariwal & Nichol 2021).
 Commands  python a1_cond.py --dataset mnist
           python a1_cond.py --prompt "a thick seven leaning left" --n 16
-Result    96.2% ± 0.6% right, in held-out phrasings 70.1% ± 6.4%; FID 0.53 ± 0.06
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
+Result    95.3% ± 0.2% right, in held-out phrasings 67.3% ± 1.9%; FID 0.57 ± 0.06
+          (right: the digit asked for, as judged; five seeds: docs/5-results.md)
 """
 
 import math

@@ -8,8 +8,8 @@ Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           adaptive group norm (Dhariwal & Nichol 2021), CLIP (Radford et al. 2021).
 Commands  python a2_clip.py --dataset mnist
           python a2_clip.py --prompt "a thick seven leaning left" --n 16
-Result    96.2% ± 0.4% right, in held-out phrasings 95.9% ± 0.7%; FID 0.50 ± 0.03
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
+Result    95.7% ± 0.6% right, in held-out phrasings 95.9% ± 0.7%; FID 0.52 ± 0.01
+          (right: the digit asked for, as judged; five seeds: docs/5-results.md)
 """
 
 import math

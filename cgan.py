@@ -10,8 +10,8 @@ Papers    GAN (Goodfellow et al. 2014), conditional GAN (Mirza & Osindero 2014),
           (Miyato & Koyama 2018).
 Commands  python cgan.py --dataset mnist
           python cgan.py --prompt "a thick seven leaning left" --n 16
-Result    98.9% ± 0.6% right, in held-out phrasings 99.1% ± 0.3%; FID 1.32 ± 0.30
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
+Result    98.4% ± 0.3% right, in held-out phrasings 98.2% ± 0.6%; FID 0.81 ± 0.06
+          (right: the digit asked for, as judged; five seeds: docs/5-results.md)
 """
 
 import copy

@@ -8,8 +8,8 @@ Papers    VAE (Kingma & Welling 2014), conditional VAE with a prior that reads t
           et al. 2015), beta (Higgins et al. 2017).
 Commands  python cvae.py --dataset mnist
           python cvae.py --prompt "a thick seven leaning left" --n 16
-Result    98.6% ± 0.6% right, in held-out phrasings 98.7% ± 0.5%; FID 0.97 ± 0.03
-          (right: the digit asked for, as judged; three seeds, commit 4234098: docs/5-results.md)
+Result    98.7% ± 0.3% right, in held-out phrasings 98.8% ± 0.3%; FID 0.89 ± 0.07
+          (right: the digit asked for, as judged; five seeds: docs/5-results.md)
 """
 
 import math

@@ -157,7 +157,6 @@ def two_gaussians() -> Figure:
         x_T = common.noise(generators, 1, 28, 28)
         model = partial(guided, scale=scale)
         drawn[scale] = 4 * a4_full.sample(model, x_T, 200, 0.0, generators).flatten().numpy()
-        print(f"scale {scale:g}: mean {drawn[scale].mean():.2f}, sd {drawn[scale].std():.2f}")
     x = np.linspace(-2.5, 3, 500)
 
     def density(mean, sd):

@@ -145,9 +145,6 @@ def test_what_is_not_openais_file_is_one_line_and_auto_takes_tiny(host, files, c
     assert contents(host.cached.parents[2]) == before, "nothing wrong is kept, nothing overwritten"
 
 
-# ── The tiny CLIP ──
-
-
 def test_the_one_in_the_repository_reads_digits_and_phrasings_it_never_saw():
     """Zero-shot as in CLIP Sec. 3.1: a class is the mean of its training phrasings."""
     shipped, config = common.load_clip(data_args(), CPU), data_args()

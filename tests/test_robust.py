@@ -28,9 +28,6 @@ def half(copy):
     return copy
 
 
-# ── Disks ──
-
-
 def test_what_cannot_be_written_is_one_line_and_leaves_what_was_there(half, here, monkeypatch):
     (half / "file").write_text("no folder")
     only_error(here(f"{TINY} --out file/x", half, check=1), "cannot write file/x")
@@ -84,9 +81,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(half, h
     monkeypatch.setattr(a4_full, "diffusion_loss", lambda *args: true_loss(*args) * math.nan)
     only_error(here(TINY, half, check=1), "the loss is nan at step 60", "--lr", "--fresh")
     assert contents(half) == before
-
-
-# ── Files that were damaged or edited ──
 
 
 class Evil:
@@ -168,9 +162,6 @@ def test_a_prompt_that_cannot_be_read_is_one_short_line(copy, here, prompt):
     done = here(["a4_full.py", "--prompt", prompt], copy, check=1)
     only_error(done, "77 tokens" if len(prompt) > 99 else "--prompt")
     assert contents(copy) == before and len(done.stderr) < 300
-
-
-# ── Other people's machines ──
 
 
 def test_a_locale_of_ascii_and_a_folder_with_a_chinese_name(cli, tmp_path):

@@ -1,10 +1,6 @@
-"""What each script makes of words that nobody trained. No test: it samples from the runs on disk.
+"""What models make of words that nobody trained: sentences.csv, sentences.png, cosines.png.
 
-python tests/bench_sentences.py    the runs in results/mnist; a1's bag of words and tiny CLIP
-
-It generates 100 images of every prompt below with each run, at its default guidance scale: which
-digit the judge reads, and by formula how many are thin, thick, leaning: docs/results/sentences.csv,
-assets/sentences.png, assets/cosines.png.
+Command   python tests/bench_sentences.py     100 images of each prompt, by the study's seed 3
 """
 
 import importlib
@@ -14,6 +10,7 @@ import numpy as np
 import torch
 from conftest import CPU, ROOT
 from matplotlib.figure import Figure
+from study import RESULTS, Task
 
 import a1_cond
 import a2_clip
@@ -24,7 +21,7 @@ from kit.files import save_table
 from kit.pictures import save_figure, save_grid
 from kit.samples import generate
 
-MODELS = "a1_cond", "a2_clip", "a3_cfg", "a4_full", "cgan"
+MODELS = "a1_cond", "a2_clip", "a4_full", "cgan"
 PROMPTS = (
     "a seven|a thick seven|a bold seven|a fat seven|a thin seven|a skinny seven|"
     "a seven leaning right|a slanted seven|a seven, thick and leaning left|a very thick seven|"
@@ -39,33 +36,26 @@ COMPARED = (
 N = 100
 
 
-def load(script: str):
-    """-> the run of a script in results/mnist, its draw() and its default guidance scale."""
-    found = []
-    common.save_outputs = lambda run, draw: found.extend((run, draw))
-    importlib.import_module(script).main(["--dataset", "mnist", "--prompt", "seven"])
-    return *found, type(found[0].config).scale
-
-
-def states_of(run, pixels: np.ndarray) -> np.ndarray:
-    values = attributes.measured(run.config, pixels)
-    return attributes.states(run.config, values, run.saved["attributes"])
-
-
-def rows_of(script: str, reader: judge.Judge) -> tuple[list[dict], np.ndarray]:
+def rows_of(script: str, reader: judge.Judge) -> tuple[list[dict], list[np.ndarray]]:
     """-> a row for each prompt, and four images of each of SHOWN."""
-    (run, draw, scale), rows, shown = load(script), [], []
+    task, found, rows, shown = Task("mnist", script, 3), [], [], []
+    common.save_outputs = lambda run, draw: found.extend((run, draw))
+    here = [*task.flags, "--prompt", "seven", "--out", str(task.out)]
+    importlib.import_module(script).main(here)
+    run, draw = found
     words = [word for pair in run.saved["attributes"].values() for word in pair]
     for prompt in PROMPTS:
-        pixels, _ = generate(run, draw, [prompt] * N, scale, prompt)
-        row, states = {"model": script, "prompt": prompt, "n": N}, states_of(run, pixels)
+        pixels, _ = generate(run, draw, [prompt] * N, type(run.config).scale, prompt)
+        values = attributes.measured(run.config, pixels)
+        states = attributes.states(run.config, values, run.saved["attributes"])
+        shares = np.stack([states == -1, states == 1], 2).mean(0).flatten()
+        row = {"model": script, "prompt": prompt, "n": N} | dict(zip(words, shares))
         digits = Counter(reader.see(pixels)[1].tolist()).most_common(2)
         for place, (digit, count) in zip(("first", "second"), digits):
             row |= {f"{place}_digit": digit, f"{place}_share": count / N}
-        shares = np.stack([states == -1, states == 1], 2).mean(0).flatten()
-        rows.append(row | dict(zip(words, shares)))
+        rows.append(row)
         shown.append(pixels[:4])
-    return rows, np.stack(shown[: len(SHOWN)])
+    return rows, shown[: len(SHOWN)]
 
 
 def save_cosines(encoders: dict) -> None:
@@ -96,8 +86,8 @@ def main() -> None:
     for script in MODELS:
         found, shown[script] = rows_of(script, reader)
         rows += found
-    save_table(ROOT / "docs" / "results" / "sentences.csv", rows, "%.4g")
-    grid = np.concatenate([shown[name] for name in ("a1_cond", "a2_clip", "a4_full")], 1)
+    save_table(RESULTS / "sentences.csv", rows, "%.4g")
+    grid = np.concatenate([np.stack(shown[name]) for name in ("a1_cond", "a2_clip", "a4_full")], 1)
     titles = [name if i == 1 else "" for name in ("a1", "a2", "a4") for i in range(4)]
     path = ROOT / "assets" / "sentences.png"
     save_grid(path, grid.reshape(-1, 28, 28), 12, "", titles, SHOWN, inches=0.35)

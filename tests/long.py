@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from conftest import DEAD, ROOT, STAND_IN, TINY, rows, run_folder, save_openai_clip
+from conftest import CPU, DEAD, ROOT, STAND_IN, TINY, rows, run_folder, save_openai_clip
 from test_config import SCRIPTS, VALUES
 from test_golden import differences, train
 
@@ -135,24 +135,23 @@ def clip(place: Path) -> None:
 def minimal(place: Path) -> None:
     (place / "assets").symlink_to(ROOT / "assets")
     os.chdir(place)
-    torch.manual_seed(0)
-    code, begin, names = (ROOT / "minimal.py").read_text(), time.time(), {}
-    exec(code.replace("randn(6,", "randn(200,").replace("6 * 2 * 24", "-1"), names)
-    took, images = time.time() - begin, F.pad(names["x_t"].clamp(-1, 1), [2] * 4, value=-1)
-    reader = judge.load_judge(judge.Config(), torch.device("cpu"))
-    sure = (reader(images).softmax(1).amax(1) > 0.9).float().mean().item()
-    print(f"minimal.py: {took:.0f} s, confidence above 0.9 for {sure:.1%} of {len(images)} images")
-    assert len(images) == 200 and took <= 180 and sure >= 0.75
+    code, reader = (ROOT / "minimal.py").read_text(), judge.load_judge(judge.Config(), CPU)
+    code = code.replace("randn(6,", "randn(200,").replace("6 * 2 * 24", "-1")
+    for seed in range(5):
+        torch.manual_seed(seed)
+        begin, names = time.time(), {}
+        exec(code, names)
+        took, images = time.time() - begin, F.pad(names["x_t"].clamp(-1, 1), [2] * 4, value=-1)
+        sure = (reader(images).softmax(1).amax(1) > 0.9).float().mean().item()
+        print(f"minimal.py, seed {seed}: {took:.0f} s, clear (above 0.9): {sure:.1%} of 200 images")
+        assert len(images) == 200 and took <= 180 and sure >= 0.7
 
 
 def page(place: Path) -> None:
-    """Two tabs at once, five clicks in each; how long images take, beside the command line."""
+    """Two tabs at once, five clicks in each: the pictures are those of demo.play()."""
     from playwright.sync_api import sync_playwright
 
     os.chdir(place)
-    begin = time.time()
-    assert worked(start(place, ["--prompt", "a thin two"], [str(ROOT / "a4_full.py")]))
-    alone, times = time.time() - begin, []
     process = subprocess.Popen([sys.executable, ROOT / "demo.py"], env=ENV, stdout=-1, text=True)
     address = next(word for line in process.stdout for word in line.split() if "http" in word)
     with sync_playwright() as tool:
@@ -163,19 +162,14 @@ def page(place: Path) -> None:
             tab.goto(address)
             tab.locator("textarea, input[type=text]").nth(1).fill(word)
         for _ in range(5):
-            begin = time.time()
             for tab in tabs.values():
                 tab.locator("button.primary").click()
             for word, tab in tabs.items():
-                tab.wait_for_selector("figure img")
-                times.append(time.time() - begin)
                 tab.wait_for_function("document.body.innerText.split('thickness').length == 33")
                 tab.screenshot(path=ROOT / "results" / f"page_{word}.png", full_page=True)
                 sentences = "a thick seven leaning left", word
                 *_, page = demo.play("results/mnist/a4_full", *sentences, 2, 0, 16, 0)
                 assert tab.locator("figure img").last.get_attribute("src") in page
-        firsts = ", then ".join(f"{seconds:.1f}" for seconds in times[:2])
-        print(f"first x_t after {firsts} s; a click in both {time.time() - begin:.1f}, {alone:.1f}")
     process.kill()
 
 

@@ -6,15 +6,17 @@ go to assets/.
 import re
 import shutil
 from functools import cache
+from pathlib import Path
 
+import bench_sentences
 import numpy as np
 import pandas as pd
 import scipy.stats
 from conftest import ROOT
-from study import ALL, PLACE, RESULTS, STUDIES, Task
+from study import ALL, RESULTS, STUDIES, Task
 
 import compare
-from kit.files import save_file, save_table, say
+from kit.files import save_file, save_table
 
 PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}5-results.md" for x in ("", "zh-CN/"))]
 PAGES += ["docs/3-gan-and-vae.md"]
@@ -22,10 +24,8 @@ METRICS = {  # what sentences call them -> the column of by_seed(); the first ei
     "FID": "fid", "pixels": "fd_pixels", "style": "fd_style", "diversity": "of_real",
     "right": "accuracy", "held-out phrasings": "held_out_accuracy", "one word": "one word",
     "held-out pair": "held-out pair", "said pairs": "said pair", "coverage": "coverage",
+    "words unasked": "one word, without asking",
 }  # fmt: skip
-CHINESE = """script=脚本|pixels=像素|style=风格|diversity=多样性|right=准确率|
-held-out phrasings=未见过的句式|one word=一个属性词|held-out pair=未见过的组合"""
-CHINESE = dict(pair.split("=") for pair in CHINESE.replace("\n", "").split("|"))
 
 
 @cache
@@ -86,7 +86,8 @@ BLOCK = r"\s*(.*?)(?=\n\n|\n- |\n\d+\. |\n<!--|\Z)"
 SAID = re.compile(r"<!-- from the study: ([\w ]+) -->" + BLOCK, re.S)
 COMPARED = re.compile(r"<!-- differences: (.+?) -->" + BLOCK, re.S)
 NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*(?:\.\d+)?)( ?%)?(?![\w.,]*\d)")
-SIGNED = r"([+−]\d+(?:\.\d+)?)( points)? \((−?\d+(?:\.\d+)?) to (−?\d+(?:\.\d+)?)\)"
+NUM = r"(−?\d+(?:\.\d+)?)"
+SIGNED = rf"([+−]\d+(?:\.\d+)?)( points| 个百分点)? ?[(（]{NUM}(?: to | 到 ){NUM}[)）]"
 
 
 @cache
@@ -97,13 +98,10 @@ def told(names: str, share: bool) -> np.ndarray:
         rows = read("study", study)
         for model, scale in {*zip(rows["model"], rows["scale"])}:
             table = by_seed(study, model, scale)
-            if table.empty:  # real images: measured beside each run
-                table = rows[rows["model"] == model]
-                table = table[table["n"] == table["n"].max()]
             words = {*table} - {*rows}  # and the right ones among held-out phrasings
             columns = ({*METRICS.values()} & {*table} | words) - distances if share else distances
             numbers = table[[*columns]].apply(pd.to_numeric)
-            found += [numbers.mean(), numbers.std()] if model.split()[0] in names else []
+            found += [numbers.mean(), numbers.std()] if model in names else []
     return pd.concat(found).to_numpy()
 
 
@@ -125,21 +123,26 @@ def unfounded(text: str) -> list[str]:
 def unproven(text: str) -> list[str]:
     """The differences, as in FID +0.37 (0.31 to 0.43), in sentences after "<!-- differences: ...
     -->" that are no rounding of one of these claims, or whose interval holds 0 while the sentence
-    does not say "no difference".
+    does not say "no difference". In Chinese the metric has another name, and is not compared.
     """
     wrong, table = [], pd.read_csv(RESULTS / "differences.csv")
     for claims, block in COMPARED.findall(text):
-        for sentence in re.split(r"(?<=[.:])\s", " ".join(block.split())):
-            found = re.findall(f"({'|'.join(METRICS)}) {SIGNED}", sentence)
-            wrong += [sentence] * (len(found) != len(re.findall(r"\([^()]* to [^()]*\)", sentence)))
+        for sentence in re.split(r"(?<=[.:])\s|(?<=[。：；])", " ".join(block.split())):
+            found = re.findall(rf"(?:({'|'.join(METRICS)}) )?{SIGNED}", sentence)
+            wrong += [sentence] * (
+                len(found) != len(re.findall("[(（][^()（）]* (?:to|到) ", sentence))
+            )
             for name, mean, unit, *interval in found:
                 rows = table[table["claim"].isin(claims.split(", "))]
-                rows = rows[rows["metric"] == METRICS[name]]
+                if "点" not in text:
+                    rows = rows[rows["metric"] == METRICS.get(name)]
                 rows = rows[["mean", "low", "high"]] * (100 if unit else 1)
                 said = [float(x.replace("−", "-")) for x in (mean, *interval)]
                 half = 0.5 * 10 ** -len(mean.partition(".")[2]) + 1e-9
                 known = ((rows - said).abs() <= half).all(axis=1).any()
-                nothing = said[1] <= 0 <= said[2] and "no difference" not in sentence
+                nothing = said[1] <= 0 <= said[2] and not re.search(
+                    "no difference|没有差别", sentence
+                )
                 wrong += [f"{name} {mean}"] * bool(nothing or not known)
     return wrong
 
@@ -147,13 +150,12 @@ def unproven(text: str) -> list[str]:
 MARKED = re.compile(r"(<!-- study: brought (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
-def filled(text: str, chinese: bool) -> str:
-    """A page with all its marked tables made anew."""
+def filled(text: str) -> str:
+    """A page with all its marked tables made anew, under the titles that they have there."""
 
     def fill(match) -> str:
         table = brought(match[2])
-        if chinese:
-            table = table.rename(columns=CHINESE)
+        table.columns = [title.strip() for title in match[3].split("\n")[1].strip("|").split("|")]
         return f"{match[1]}\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{match[4]}"
 
     return MARKED.sub(fill, text)
@@ -161,27 +163,25 @@ def filled(text: str, chinese: bool) -> str:
 
 def main() -> None:
     for page in PAGES:
-        text = filled((ROOT / page).read_text(encoding="utf-8"), "zh-CN" in page)
+        text = filled((ROOT / page).read_text(encoding="utf-8"))
         save_file(ROOT / page, lambda file, text=text: file.write(text.encode()))
     save_table(RESULTS / "differences.csv", differences(), "%.4g")
-    pictures()
+    here = Task("mnist", "a4_full", 3).folder.parent
+    if here.exists():  # else the pictures stay
+        pictures(here)
 
 
-def pictures() -> None:
-    """Copy those of the study's runs, if they are on disk, into assets/."""
-    a4, cvae = (Task("mnist", script, 0).folder / "images" for script in ("a4_full", "cvae"))
-    if not a4.exists():
-        say("the pictures of assets/ stay: no runs in results/study")
-        return
-    compare.main(["--clip", "tiny", *Task("mnist", "cvae", 0).data, "--out", str(PLACE / "mnist")])
-    here = PLACE / "mnist" / "mnist"
+def pictures(here: Path) -> None:
+    """From the study's runs of one seed into assets/; sentences.csv, too."""
+    compare.main(["--clip", "tiny", *Task("mnist", "cvae", 3).data, "--out", str(here.parent)])
     for name, source in {
         "ladder": here / "compare/grid.png",
         "guidance": here / "cfg_scale/plots/scale.png",
         "asked": here / "compare/asked_a4_full.png",
-        "prompts": a4 / "prompts.png",
-        "denoising": a4 / "denoising.png",
-        "reconstructions": cvae / "reconstructions.png",
+        "prompts": here / "a4_full/images/prompts.png",
+        "denoising": here / "a4_full/images/denoising.png",
+        "reconstructions": here / "cvae/images/reconstructions.png",
         "quickdraw": Task("quickdraw", "a4_full", 0).folder / "images/prompts.png",
     }.items():
         shutil.copy(source, ROOT / "assets" / f"{name}.png")
+    bench_sentences.main()

@@ -1,9 +1,9 @@
 """A0: unconditional diffusion. Images from noise, with no control over what they show.
 
 Idea      Learn to remove noise step by step; then generate from pure noise.
-Changed   FID with each, and with its usual alternative (docs/1-diffusion.md): predicts v (1.92;
-          noise 3.02), Muon (1.16; AdamW 2.03), noisier levels more often (0.72; 0.92), noise in the
-          18 steps, which look ahead (0.51; none 0.96); a U-Net with adaptive group norm.
+Changed   Against minimal.py (what each is worth: docs/1-diffusion.md): predicts v; Muon; noisier
+          levels more often; noise in the 18 steps, which look ahead; a U-Net with adaptive group
+          norm.
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021).

@@ -3,7 +3,7 @@
 Idea      One vector blurs a sentence: let each position of the image look up its words.
 Changed   Against a3_cfg.py: attention after the two middle blocks, to all positions and to the
           last layer of CLIP's text encoder. Words that were never said together are obeyed more
-          often; attention to the image brings pixels and style a little nearer (docs/5-results.md).
+          often, thanks to the attention to words (docs/5-results.md).
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021),

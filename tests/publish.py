@@ -173,11 +173,12 @@ def main() -> None:
 
 
 def pictures(here: Path) -> None:
-    """From the study's runs of one seed into assets/; sentences.csv, too."""
-    compare.main(["--clip", "tiny", *Task("mnist", "cvae", 3).data, "--out", str(here.parent)])
+    """From the study's runs, of one seed or all, into assets/; sentences.csv, too."""
+    for out in (here.parent, here.parent.parent):  # of one seed, of all
+        compare.main(["--clip", "tiny", *Task("mnist", "cvae", 3).data, "--out", str(out)])
     for name, source in {
         "ladder": here / "compare/grid.png",
-        "guidance": here / "cfg_scale/plots/scale.png",
+        "guidance": here.parent.parent / "mnist/cfg_scale/plots/scale.png",
         "asked": here / "compare/asked_a4_full.png",
         "prompts": here / "a4_full/images/prompts.png",
         "denoising": here / "a4_full/images/denoising.png",

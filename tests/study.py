@@ -73,7 +73,7 @@ STUDIES = {
     "calls4": Study(("a5_fast",), FIVE, "--dataset mnist --sample-steps 4 --eta 0.4", of="mnist"),
     "mnist_60000": Study(("a4_full",), embedded=False),
     "passes": Study(("a4_full",), flags="--dataset mnist --train-steps 13800", embedded=False),
-    "quickdraw": Study(("a3_cfg", "a4_full", "cgan"), flags=THREE, embedded=False),
+    "quickdraw": Study(("a4_full",), flags=THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), FIVE, choices=True),
     "ladder_a3": Study(("a3_cfg",), FIVE, f"{AGAIN} 1 2", of="mnist", choices=True),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),

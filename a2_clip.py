@@ -2,7 +2,7 @@
 
 Idea      CLIP has learned which sentences mean the same: held-out phrasings land near trained ones.
 Changed   Against a1_cond.py: CLIP's text embedding instead of the bag of words. (The small CLIP
-          was trained among random words; so trained, the bag shows no difference: docs/5-results.md.)
+          was trained among random words; so trained, the bag is no worse: docs/5-results.md.)
 Papers    DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021),
           DPM-Solver++ (Lu et al. 2022), v-prediction (Salimans & Ho 2022),
           adaptive group norm (Dhariwal & Nichol 2021), CLIP (Radford et al. 2021).

@@ -144,14 +144,17 @@ def minimal(place: Path) -> None:
         took, images = time.time() - begin, F.pad(names["x_t"].clamp(-1, 1), [2] * 4, value=-1)
         sure = (reader(images).softmax(1).amax(1) > 0.9).float().mean().item()
         print(f"minimal.py, seed {seed}: {took:.0f} s, clear (above 0.9): {sure:.1%} of 200 images")
-        assert len(images) == 200 and took <= 180 and sure >= 0.7
+        assert len(images) == 200 and took <= 180 and sure >= 0.75
 
 
 def page(place: Path) -> None:
-    """Two tabs at once, five clicks in each: the pictures are those of demo.play()."""
+    """Two tabs at once, five clicks in each; how long images take, beside the command line."""
     from playwright.sync_api import sync_playwright
 
     os.chdir(place)
+    begin = time.time()
+    assert worked(start(place, ["--prompt", "a thin two"], [str(ROOT / "a4_full.py")]))
+    alone, times = time.time() - begin, []
     process = subprocess.Popen([sys.executable, ROOT / "demo.py"], env=ENV, stdout=-1, text=True)
     address = next(word for line in process.stdout for word in line.split() if "http" in word)
     with sync_playwright() as tool:
@@ -162,14 +165,19 @@ def page(place: Path) -> None:
             tab.goto(address)
             tab.locator("textarea, input[type=text]").nth(1).fill(word)
         for _ in range(5):
+            begin = time.time()
             for tab in tabs.values():
                 tab.locator("button.primary").click()
             for word, tab in tabs.items():
+                tab.wait_for_selector("figure img")
+                times.append(time.time() - begin)
                 tab.wait_for_function("document.body.innerText.split('thickness').length == 33")
                 tab.screenshot(path=ROOT / "results" / f"page_{word}.png", full_page=True)
                 sentences = "a thick seven leaning left", word
                 *_, page = demo.play("results/mnist/a4_full", *sentences, 2, 0, 16, 0)
                 assert tab.locator("figure img").last.get_attribute("src") in page
+        firsts = ", then ".join(f"{seconds:.1f}" for seconds in times[:2])
+        print(f"first x_t after {firsts} s; a click in both {time.time() - begin:.1f}, {alone:.1f}")
     process.kill()
 
 

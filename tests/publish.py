@@ -135,7 +135,7 @@ def unproven(text: str) -> list[str]:
             )
             for name, mean, unit, *interval in found:
                 rows = table[table["claim"].isin(claims.split(", "))]
-                if "点" not in text:
+                if "（" not in sentence:
                     rows = rows[rows["metric"] == METRICS.get(name)]
                 rows = rows[["mean", "low", "high"]] * (100 if unit else 1)
                 said = [float(x.replace("−", "-")) for x in (mean, *interval)]

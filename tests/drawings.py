@@ -4,13 +4,13 @@ Command   python tests/drawings.py            into assets/
 """
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
 from conftest import ROOT
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from scipy.stats import norm
 
 import a0_uncond
 import a4_full
@@ -24,10 +24,6 @@ SHAPES = {  # where the features of the U-Net are shown: module -> its place (x,
     "middle1": ((0, 0), "block"), "middle2": ((1, 0), "block"), "finer": ((1, 1), "1 x 1"),
     "up1": ((1, 2), "block"), "out": ((1, 3), "convolution"),
 }  # fmt: skip
-
-
-def save(name: str, figure: Figure) -> None:
-    print(save_figure(ROOT / "assets" / f"{name}.png", figure, dpi=150))
 
 
 def rotation() -> Figure:
@@ -77,15 +73,12 @@ def levels() -> Figure:
     torch.manual_seed(0)
     for _ in range(200):
         a0_uncond.diffusion_loss(network, torch.zeros(1000, 1, 1, 1), alphas_bar)
-    generators = [torch.Generator().manual_seed(0)]
-    start = common.noise(generators, 1, 28, 28)
-    sampled = a0_uncond.Config().sample_steps
-    a0_uncond.sample(lambda x_t, t: x_t, start, sampled, 1.0, generators, film)
+    sampled, start = a0_uncond.Config().sample_steps, torch.zeros(1, 1, 28, 28)
+    a0_uncond.sample(lambda x_t, t: x_t, start, sampled, 1.0, [torch.Generator()], film)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    t = torch.cat(drawn[:200])
     style = {"bins": 80, "range": (-5, 5), "density": True}
-    left.hist(lambdas[t].numpy(), color=BLUE, **style)
+    left.hist(lambdas[torch.cat(drawn)].numpy(), color=BLUE, **style)
     left.hist(lambdas[1:].numpy(), histtype="step", color="0.3", **style)
     left.text(1.2, 0.55, "blue: training\nline: evenly in t")
     left.set(xlabel="lambda: noisy (left) to clean (right)", ylabel="density in training")
@@ -147,29 +140,22 @@ def two_gaussians() -> Figure:
     Pixels are a fourth of x, so that the range of pixels does not matter.
     """
 
-    def guided(x_t, t, scale=2.0):
+    def guided(x_t, t):
         v_uncond, v_cond = gaussian_v(x_t, t, 0.0, 0.25), gaussian_v(x_t, t, 0.25, 0.125)
-        return v_uncond + scale * (v_cond - v_uncond)
+        return v_uncond + 2 * (v_cond - v_uncond)
 
     generators = [torch.Generator().manual_seed(i) for i in range(200)]
-    drawn = {}
-    for scale in (1.0, 2.0):
-        x_T = common.noise(generators, 1, 28, 28)
-        model = partial(guided, scale=scale)
-        drawn[scale] = 4 * a4_full.sample(model, x_T, 200, 0.0, generators).flatten().numpy()
+    x_T = common.noise(generators, 1, 28, 28)
+    drawn = 4 * a4_full.sample(guided, x_T, 200, 0.0, generators).flatten().numpy()
     x = np.linspace(-2.5, 3, 500)
-
-    def density(mean, sd):
-        return np.exp(-((x - mean) ** 2) / (2 * sd**2)) / (sd * math.sqrt(2 * math.pi))
-
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(x, density(0, 1), color="0.5", label="without text: mean 0, deviation 1")
-    axes.plot(x, density(1, 0.5), color=BLUE, label="with text: mean 1, deviation 0.5")
+    axes.plot(x, norm.pdf(x, 0, 1), color="0.5", label="without text: mean 0, deviation 1")
+    axes.plot(x, norm.pdf(x, 1, 0.5), color=BLUE, label="with text: mean 1, deviation 0.5")
     label = "what scale 2 aims at: mean 1.14, deviation 0.38"
-    axes.plot(x, density(8 / 7, 7**-0.5), color=GREEN, label=label)
-    label = f"what it draws: mean {drawn[2.0].mean():.2f}, deviation {drawn[2.0].std():.2f}"
-    axes.hist(drawn[2.0], 100, density=True, color=RED, alpha=0.4, label=label)
+    axes.plot(x, norm.pdf(x, 8 / 7, 7**-0.5), color=GREEN, label=label)
+    label = f"what it draws: mean {drawn.mean():.2f}, deviation {drawn.std():.2f}"
+    axes.hist(drawn, 100, density=True, color=RED, alpha=0.4, label=label)
     axes.set(xlabel="x", ylabel="density", xlim=(-2.5, 3))
     figure.legend(loc="outside upper center", fontsize=10, ncols=2)
     return figure
@@ -178,4 +164,4 @@ def two_gaussians() -> Figure:
 if __name__ == "__main__":
     use_plain_style()
     for draw in (rotation, levels, network, two_gaussians):
-        save(draw.__name__, draw())
+        print(save_figure(ROOT / "assets" / f"{draw.__name__}.png", draw(), dpi=150))

@@ -18,9 +18,8 @@ def run(folder, monkeypatch, steps, ideal=None):
     torch.manual_seed(0)
     code = CODE.replace("200, 4000,", f"200, {steps},")
     if ideal is not None:
-        code = code.replace(
-            "x_t, film =", "model = lambda x_t, t: ideal.expand_as(x_t)\nx_t, film ="
-        )
+        knows = "model = lambda x_t, t: ideal.expand_as(x_t)\n"
+        code = code.replace("x_t, film =", f"{knows}x_t, film =")
     exec(code, names := {"ideal": ideal})
     return names
 

@@ -58,7 +58,7 @@ class Study:
     choices: bool = False  # measured by real digits that are for choices alone, into trials.csv
 
 
-AGAIN, FIVE, NARROW = "--dataset mnist --scales", (0, 1, 2, 3, 4), "--widths 24 48 --batch-size 32"
+AGAIN, FIVE, NULL = "--dataset mnist --scales", (0, 1, 2, 3, 4), "--p-uncond 0.25"
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "mnist": Study(ALL, FIVE),
@@ -76,8 +76,9 @@ STUDIES = {
     "quickdraw": Study(("a4_full",), flags=THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), FIVE, choices=True),
     "ladder_a3": Study(("a3_cfg",), FIVE, f"{AGAIN} 1 2", of="mnist", choices=True),
-    "record_a1": Study(("a4_full",), FIVE, f"{AGAIN} 2 --samples 500 --train-steps 2000"),
-    "record_a2": Study(("a4_full",), FIVE, f"{AGAIN} 2 --samples 500 --train-steps 3800 {NARROW}"),
+    "record_a1": Study(("a4_full",), FIVE, f"{AGAIN} 2 --samples 500 --train-steps 2400"),
+    "record_a2": Study(("a4_full",), FIVE, f"{AGAIN} 2 --samples 500 --train-steps 1700 {NULL}"),
+    "record_b1": Study(("a4_full",), FIVE, f"{AGAIN} 3 --train-steps 2400", of="record_a1"),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
     "no_text": Study(("a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
 }

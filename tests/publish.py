@@ -18,8 +18,8 @@ from study import ALL, RESULTS, STUDIES, Task
 import compare
 from kit.files import save_file, save_table
 
-PAGES = [f"docs/{x}{page}.md" for x in ("", "zh-CN/") for page in ("5-results", "records")]
-PAGES += ["README.md", "README.zh-CN.md", "docs/1-diffusion.md", "docs/3-gan-and-vae.md"]
+PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}5-results.md" for x in ("", "zh-CN/"))]
+PAGES += ["docs/1-diffusion.md", "docs/3-gan-and-vae.md"]
 METRICS = {  # what sentences call them -> the column of by_seed(); the first eight have a table
     "FID": "fid", "pixels": "fd_pixels", "style": "fd_style", "diversity": "of_real",
     "right": "accuracy", "held-out phrasings": "held_out_accuracy", "one word": "one word",
@@ -80,21 +80,6 @@ def brought(study: str) -> pd.DataFrame:
             form = {"FID": "{:.2f}", "pixels": "{:.2f}", "style": "{:.3f}"}.get(title, "{:.1%}")
             row[title] = compare.write(values, form)
         rows += [row] * (len(table) > 0)
-    return pd.DataFrame(rows)
-
-
-def records(goal: str) -> pd.DataFrame:
-    """For docs/records.md: a row for each record of a goal, a or b, with medians over seeds."""
-    rows = []
-    for name in [name for name in STUDIES if name.startswith(f"record_{goal}")]:
-        flags = STUDIES[name].flags.split()[2:]
-        runs = by_seed(name, "a4_full", flags[1])
-        seen, spent = runs["train_steps"] * runs["batch_size"], runs["train_seconds"]
-        row = {"study": f"`{name}`", "flags": f"`{' '.join(flags)}`", "seen": f"{seen.max():,.0f}"}
-        row["seconds"] = f"{spent.median():.0f} ({spent.min():.0f}–{spent.max():.0f})"
-        row["right"] = f"{runs['accuracy'].median():.1%}"
-        row["pixels"] = f"{runs['fd_pixels'].median():.2f}"
-        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -161,17 +146,16 @@ def unproven(text: str) -> list[str]:
     return wrong
 
 
-MARKED = re.compile(r"(<!-- study: (brought|records) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- study: brought (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
 def filled(text: str) -> str:
     """A page with all its marked tables made anew, under the titles that they have there."""
 
     def fill(match) -> str:
-        mark, make, of, old, end = match.groups()
-        table = {"brought": brought, "records": records}[make](of)
-        table.columns = [title.strip() for title in old.split("\n")[1].strip("|").split("|")]
-        return f"{mark}\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{end}"
+        table = brought(match[2])
+        table.columns = [title.strip() for title in match[3].split("\n")[1].strip("|").split("|")]
+        return f"{match[1]}\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{match[4]}"
 
     return MARKED.sub(fill, text)
 
@@ -190,13 +174,14 @@ def pictures(here: Path) -> None:
     """From the study's runs, of one seed or all, into assets/; sentences.csv, too."""
     for out in (here.parent, here.parent.parent):  # of one seed, of all
         compare.main(["--clip", "tiny", *Task("mnist", "cvae", 3).data, "--out", str(out)])
-    guidance = here.parent.parent / "mnist/cfg_scale/plots/scale.png"
-    drawn, drawings = here / "a4_full/images", Task("quickdraw", "a4_full", 0).folder / "images"
     for name, source in {
-        "ladder": here / "compare/grid.png", "asked": here / "compare/asked_a4_full.png",
-        "prompts": drawn / "prompts.png", "denoising": drawn / "denoising.png",
-        "reconstructions": here / "cvae/images/reconstructions.png", "guidance": guidance,
-        "quickdraw": drawings / "prompts.png",
-    }.items():  # fmt: skip
+        "ladder": here / "compare/grid.png",
+        "guidance": here.parent.parent / "mnist/cfg_scale/plots/scale.png",
+        "asked": here / "compare/asked_a4_full.png",
+        "prompts": here / "a4_full/images/prompts.png",
+        "denoising": here / "a4_full/images/denoising.png",
+        "reconstructions": here / "cvae/images/reconstructions.png",
+        "quickdraw": Task("quickdraw", "a4_full", 0).folder / "images/prompts.png",
+    }.items():
         shutil.copy(source, ROOT / "assets" / f"{name}.png")
     bench_sentences.main()

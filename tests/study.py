@@ -58,7 +58,7 @@ class Study:
     choices: bool = False  # measured by real digits that are for choices alone, into trials.csv
 
 
-AGAIN, FIVE, NULL = "--dataset mnist --scales", (0, 1, 2, 3, 4), "--p-uncond 0.25"
+AGAIN, FIVE = "--dataset mnist --scales", (0, 1, 2, 3, 4)
 THREE = "--dataset quickdraw --classes cat rainbow train --per-class 1000"
 STUDIES = {
     "mnist": Study(ALL, FIVE),
@@ -76,9 +76,6 @@ STUDIES = {
     "quickdraw": Study(("a4_full",), flags=THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), FIVE, choices=True),
     "ladder_a3": Study(("a3_cfg",), FIVE, f"{AGAIN} 1 2", of="mnist", choices=True),
-    "record_a1": Study(("a4_full",), FIVE, f"{AGAIN} 2 --samples 500 --train-steps 2400"),
-    "record_a2": Study(("a4_full",), FIVE, f"{AGAIN} 2 --samples 500 --train-steps 1700 {NULL}"),
-    "record_b1": Study(("a4_full",), FIVE, f"{AGAIN} 3 --train-steps 2400", of="record_a1"),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
     "no_text": Study(("a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
 }
@@ -242,13 +239,11 @@ def save(name: str, rows: pd.DataFrame, task: Task) -> None:
     save_table(path, rows.sort_values(["study", "seed"], kind="stable"), "%.10g")
 
 
-def perform(task: Task, commit: bool, anew: bool = False) -> None:
+def perform(task: Task, commit: bool) -> None:
     name, here = "trials" if task.study.choices else "study", ["study", "script", "seed", "key"]
     path = RESULTS / f"{name}.csv"
     rows = pd.read_csv(path)[here].to_numpy().tolist() if path.exists() else []
-    if anew:
-        shutil.rmtree(task.folder, ignore_errors=True)
-    elif [task.name, task.script, task.seed, task.key()] in rows:
+    if [task.name, task.script, task.seed, task.key()] in rows:
         say(f"{task.title}: its rows are there")
         return
     say(task.title)

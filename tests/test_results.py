@@ -140,12 +140,6 @@ def test_tables_and_sentences_about_the_study_have_its_numbers(name):
     assert publish.unfounded(TEXTS[name]) == publish.unproven(TEXTS[name]) == []
 
 
-def test_each_record_reaches_its_goal():
-    for goal, right, pixels in (("a", 98, 99), ("b", 99, 1.3)):
-        for row in publish.records(goal).itertuples():
-            assert float(row.right.rstrip("%")) >= right and float(row.pixels) <= pixels, row
-
-
 @pytest.mark.parametrize("script", publish.ALL)
 def test_the_result_in_a_scripts_docstring_is_the_studys(script):
     text = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")))

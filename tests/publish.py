@@ -96,13 +96,13 @@ def told(names: str, share: bool) -> np.ndarray:
     """Means and deviations, for the studies and scripts among names, of shares or of distances."""
     names, found, distances = {*names.split()}, [], {"fid", "fd_pixels", "fd_style"}
     for study in names & {*STUDIES}:
-        rows = read("study", study)
+        rows = read("study", study).query("model in @names")
         for model, scale in {*zip(rows["model"], rows["scale"])}:
             table = by_seed(study, model, scale)
             words = {*table} - {*rows}  # and the right ones among held-out phrasings
             columns = ({*METRICS.values()} & {*table} | words) - distances if share else distances
             numbers = table[[*columns]].apply(pd.to_numeric)
-            found += [numbers.mean(), numbers.std()] if model in names else []
+            found += [numbers.mean(), numbers.std()]
     return pd.concat(found).to_numpy()
 
 

@@ -145,7 +145,7 @@ def minimal(place: Path) -> None:
         shares.append((reader(images).softmax(1).amax(1) > 0.9).float().mean().item())
         print(f"seed {seed}: {took:.0f} s, clear (above 0.9): {shares[-1]:.1%} of 200 images")
         assert len(images) == 200 and took <= 180
-    assert statistics.mean(shares) >= 0.75
+    assert min(shares) >= 0.75
 
 
 def page(place: Path) -> None:

@@ -74,10 +74,10 @@ def differences(folder: Path, script: str, steps: int) -> list[str]:
     return [name for name in known if abs(found[name] - known[name]) > CLOSE]
 
 
-OTHER = torch.__version__.split("+")[0] != GOLDEN["torch"] or platform.machine() != "x86_64"
-
-
-@pytest.mark.skipif(OTHER, reason=f"of torch {GOLDEN['torch']} on x86_64; others may round")
+@pytest.mark.skipif(
+    torch.__version__.split("+")[0] != GOLDEN["torch"] or platform.machine() != "x86_64",
+    reason=f"golden.json is of torch {GOLDEN['torch']} on x86_64; others may round differently",
+)
 def test_weights_and_samples_are_the_same(tmp_path):
     train(tmp_path, GOLDEN["4 steps"], 4)
     assert [differences(tmp_path, script, 4) for script in GOLDEN["4 steps"]] == [[], []]

@@ -103,7 +103,8 @@ def bytes_of(change):
 
 
 DAMAGE = {  # what is done to last.pt -> words of the line
-    "cut": (bytes_of(lambda x: x[:-1000]), ""), "empty": (bytes_of(lambda x: b""), ""),
+    "cut": (bytes_of(lambda x: x[:-1000]), ""),
+    "empty": (bytes_of(lambda x: b""), ""),
     "a web page": (bytes_of(lambda x: b"<html>sign in</html>"), ""),
     "one bit": (bytes_of(lambda x: x[:300_000] + bytes([x[300_000] ^ 1]) + x[300_001:]), "damaged"),
     "code": (bytes_of(lambda x: pickle.dumps(Evil())), ""),
@@ -111,7 +112,7 @@ DAMAGE = {  # what is done to last.pt -> words of the line
     "an earlier version": (edited(losses=None), "lacks 'losses'"),
     "no weights": (edited(model=None), "'model'"),
     "another network": (edited(model={"inp.weight": torch.zeros(3)}), ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

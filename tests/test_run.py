@@ -29,9 +29,11 @@ OTHERS = {  # script -> its flags at the smallest size
     "a0_uncond": SMALL,
     "a1_cond": f"{SMALL} --widths 16 32",
     "a2_clip": SMALL,  # without a network
-    "a3_cfg": f"{SMALL} --clip tiny --scales 1 2", "a5_fast": f"{SMALL} --clip tiny",
-    "cgan": f"{FLOW} --clip tiny", "cvae": f"{FLOW} --clip tiny",
-}  # fmt: skip
+    "a3_cfg": f"{SMALL} --clip tiny --scales 1 2",
+    "a5_fast": f"{SMALL} --clip tiny",
+    "cgan": f"{FLOW} --clip tiny",
+    "cvae": f"{FLOW} --clip tiny",
+}
 LOSSES = {"cgan": "generator_loss discriminator_loss", "cvae": "reconstruction_loss kl_loss"}
 SAMPLES, CURVE = "images/samples.npz", "metrics/loss.csv"
 
@@ -151,7 +153,8 @@ def test_after_sigkill_the_command_leaves_what_an_undisturbed_one_does(finished,
     process.kill()
     assert process.wait() == -signal.SIGKILL
     step = torch.load(last, weights_only=True)["step"]
-    assert 0 < step < 60 and f"resuming from step {step} of 60" in here(TINY, tmp_path).stderr
+    assert 0 < step < 60
+    assert f"resuming from step {step} of 60" in here(TINY, tmp_path).stderr
     assert bytes_of(tmp_path) == bytes_of(finished)
     steps = [int(row["step"]) for row in rows(run_folder(tmp_path) / CURVE)]
     assert steps == sorted({*steps}) and steps[-1] == 60 and step in steps
@@ -203,7 +206,8 @@ def test_killed_while_it_samples_it_resumes_after_the_last_group(finished, copy,
     here(TINY, copy, check=9)
     assert not (run / SAMPLES).exists() and "complete" not in here(TINY, copy).stderr
     # Two groups, prompts.png, denoising.png, seven scales of film.npz.
-    assert len(calls) == 4 + 2 + 1 + 1 + 7 and bytes_of(copy) == bytes_of(finished)
+    assert len(calls) == 4 + 2 + 1 + 1 + 7
+    assert bytes_of(copy) == bytes_of(finished)
     assert not (run / "images" / ".samples.npz").exists()
 
 

@@ -16,7 +16,10 @@ FLOORS = [  # a module imports from lower floors, or beside it without a circle
     "kit.config kit.captions",
     "kit.data kit.folder kit.clip",
     "kit.tiny_clip kit.judge kit.run",
-    *"kit.samples kit.pictures kit.figures common".split(),
+    "kit.samples",
+    "kit.pictures",
+    "kit.figures",
+    "common",
     f"{' '.join(SCRIPTS)} evaluate",
     "compare",
 ]
@@ -130,10 +133,11 @@ def parts(name):
 # What a rung may change; everything else that two neighbours both have must be the same.
 IDEA = {
     "a1_cond": {"UNet.__init__", "UNet.forward", "train", "main"},
-    "a2_clip": {"main"}, "a3_cfg": {"train", "main"},
+    "a2_clip": {"main"},
+    "a3_cfg": {"train", "main"},
     "a4_full": {"UNet.__init__", "UNet.forward", "train", "main"},
     "a5_fast": {*"Config.train_steps Config.sample_steps Config.eta sample train main".split()},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("one", "other"), [*zip(LADDER, LADDER[1:])])

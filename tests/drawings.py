@@ -135,12 +135,9 @@ def gaussian_v(x_t, t, mean: float, sd: float):
 
 
 def two_gaussians() -> Figure:
-    """N(1, 0.5) given the text, N(0, 1) without: what scale 2 aims at, and what a4's sampler draws.
+    """N(1, 0.5) given the text, N(0, 1) without: what scale 2 aims at, what a4's sampler draws."""
 
-    Pixels are a fourth of x, so that the range of pixels does not matter.
-    """
-
-    def guided(x_t, t):
+    def guided(x_t, t):  # of a fourth of x, so that the range of pixels does not matter
         v_uncond, v_cond = gaussian_v(x_t, t, 0.0, 0.25), gaussian_v(x_t, t, 0.25, 0.125)
         return v_uncond + 2 * (v_cond - v_uncond)
 

@@ -18,8 +18,8 @@ from study import ALL, RESULTS, STUDIES, Task
 import compare
 from kit.files import save_file, save_table
 
-PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{x}5-results.md" for x in ("", "zh-CN/"))]
-PAGES += ["docs/1-diffusion.md", "docs/3-gan-and-vae.md"]
+PAGES = [f"docs/{x}{page}.md" for x in ("", "zh-CN/") for page in ("5-results", "records")]
+PAGES += ["README.md", "README.zh-CN.md", "docs/1-diffusion.md", "docs/3-gan-and-vae.md"]
 METRICS = {  # what sentences call them -> the column of by_seed(); the first eight have a table
     "FID": "fid", "pixels": "fd_pixels", "style": "fd_style", "diversity": "of_real",
     "right": "accuracy", "held-out phrasings": "held_out_accuracy", "one word": "one word",
@@ -54,8 +54,8 @@ def by_seed(study: str, script: str, scale: float) -> pd.DataFrame:
 
 
 def differences() -> pd.DataFrame:
-    """Of the claims in comments of PAGES (what - against what: study, script, guidance scale) and
-    all METRICS: the mean over paired seeds, with its 95 % t-interval.
+    """Of the claims in PAGES (what - against what: study, script, scale), each of METRICS: its mean
+    over paired seeds, with the 95 % t-interval.
     """
     rows, pages = [], "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     for claim in {claim for claims, _ in COMPARED.findall(pages) for claim in claims.split(", ")}:
@@ -80,6 +80,21 @@ def brought(study: str) -> pd.DataFrame:
             form = {"FID": "{:.2f}", "pixels": "{:.2f}", "style": "{:.3f}"}.get(title, "{:.1%}")
             row[title] = compare.write(values, form)
         rows += [row] * (len(table) > 0)
+    return pd.DataFrame(rows)
+
+
+def records(goal: str) -> pd.DataFrame:
+    """For docs/records.md: a row for each record of a goal, a or b, with medians over seeds."""
+    rows = []
+    for name in [name for name in STUDIES if name.startswith(f"record_{goal}")]:
+        flags = STUDIES[name].flags.split()[2:]
+        runs = by_seed(name, "a4_full", flags[1])
+        seen, spent = runs["train_steps"] * runs["batch_size"], runs["train_seconds"]
+        row = {"flags": f"`{' '.join(flags)}`", "images": f"{seen.max():,.0f}"}
+        row["seconds"] = f"{spent.median():.0f} ({spent.min():.0f}–{spent.max():.0f})"
+        row["right"] = f"{runs['accuracy'].median():.2%}"
+        row["pixels"] = f"{runs['fd_pixels'].median():.2f}"
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -146,16 +161,17 @@ def unproven(text: str) -> list[str]:
     return wrong
 
 
-MARKED = re.compile(r"(<!-- study: brought (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- study: (brought|records) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
 def filled(text: str) -> str:
     """A page with all its marked tables made anew, under the titles that they have there."""
 
     def fill(match) -> str:
-        table = brought(match[2])
-        table.columns = [title.strip() for title in match[3].split("\n")[1].strip("|").split("|")]
-        return f"{match[1]}\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{match[4]}"
+        mark, make, of, old, end = match.groups()
+        table = {"brought": brought, "records": records}[make](of)
+        table.columns = [title.strip() for title in old.split("\n")[1].strip("|").split("|")]
+        return f"{mark}\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{end}"
 
     return MARKED.sub(fill, text)
 

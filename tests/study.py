@@ -76,6 +76,9 @@ STUDIES = {
     "quickdraw": Study(("a4_full",), flags=THREE, embedded=False),
     "ladder_trials": Study(("a4_full", "a4_image"), FIVE, choices=True),
     "ladder_a3": Study(("a3_cfg",), FIVE, f"{AGAIN} 1 2", of="mnist", choices=True),
+    "record_a1": Study(("a4_full",), FIVE, f"{AGAIN} 2 --train-steps 3000"),
+    "record_a2": Study(("a4_full",), FIVE, f"{AGAIN} 2 --train-steps 2400 --sample-steps 13"),
+    "record_b1": Study(("a4_full",), FIVE, f"{AGAIN} 3 --train-steps 3400"),
     "half": Study(NOISY, flags="--dataset mnist --train-steps 2300", choices=True),
     "no_text": Study(("a4_null", "a4_no_pair"), flags=f"{AGAIN} 0 1 2 3", choices=True),
 }
@@ -162,10 +165,7 @@ class Task:
             raise UserError(f"{self.title} is not complete")
 
     def copy(self) -> None:
-        """Take the trained run of another study.
-
-        UserError for a run of other code, and so for one of an earlier version.
-        """
+        """Take another study's trained run; UserError for one of other, or earlier, code."""
         source = Task(self.study.of, self.script, self.seed)
         if not (source.noted.exists() and source.noted.read_text() == source.key()):
             first = f"python tests/study.py {source.name} --scripts {self.script}"
@@ -239,11 +239,13 @@ def save(name: str, rows: pd.DataFrame, task: Task) -> None:
     save_table(path, rows.sort_values(["study", "seed"], kind="stable"), "%.10g")
 
 
-def perform(task: Task, commit: bool) -> None:
+def perform(task: Task, commit: bool, anew: bool = False) -> None:
     name, here = "trials" if task.study.choices else "study", ["study", "script", "seed", "key"]
     path = RESULTS / f"{name}.csv"
     rows = pd.read_csv(path)[here].to_numpy().tolist() if path.exists() else []
-    if [task.name, task.script, task.seed, task.key()] in rows:
+    if anew:
+        shutil.rmtree(task.folder, ignore_errors=True)
+    elif [task.name, task.script, task.seed, task.key()] in rows:
         say(f"{task.title}: its rows are there")
         return
     say(task.title)
@@ -254,7 +256,6 @@ def perform(task: Task, commit: bool) -> None:
             save(name, rows, task)
             held.release()
     if commit:
-        subprocess.run(["git", "add", RESULTS], cwd=ROOT, check=True)
         line = ["git", "commit", "-qm", f"Study: {task.title}", RESULTS]
         subprocess.run(line, cwd=ROOT, check=True)
 

@@ -17,24 +17,17 @@ VALUES = "-1 0 1 3 0.5 1e309 nan -inf 1e9 016 +2 ½ ٣ 1_000 0x10 1,2 seven 七 
 VALUES = [*VALUES.split(" "), "", " ", "\0", "/dev/null", "~nobody/x", "mnist", "tiny"]
 
 WRONG = {  # flags -> words of the one line
-    "--lr nan": ("--lr nan", "finite"),
-    "--eta -1": ("--eta -1", "not negative"),
-    "--scales 1 nan": ("--scales nan",),
-    "--scales 1,2": ("--scales", "1,2"),
-    "--train-steps 0": ("--train-steps 0", "at least 1"),
-    "--n 0 --prompt 7": ("--n 0",),
-    "--widths 8": ("--widths",),
-    "--widths 30 60": ("--widths", "8"),
-    "--interval 700 350": ("--interval", "lower"),
-    "--promt 7": ("--promt", "--help"),
+    "--lr nan": ("--lr nan", "finite"), "--eta -1": ("--eta -1", "not negative"),
+    "--scales 1 nan": ("--scales nan",), "--scales 1,2": ("--scales", "1,2"),
+    "--train-steps 0": ("--train-steps 0", "at least 1"), "--n 0 --prompt 7": ("--n 0",),
+    "--widths 8": ("--widths",), "--widths 30 60": ("--widths", "8"),
+    "--interval 700 350": ("--interval", "lower"), "--promt 7": ("--promt", "--help"),
     "--device cuda:9": ("--device cuda:9",),
     "--dataset nowhere": ("nowhere", "mnist, emnist, quickdraw"),
     "--dataset quickdraw --classes cat cat": ("--classes", "two different"),
-    "--classes cat dog": ("--classes", "zero"),
-    "--clip nowhere.pt": ("--clip", "nowhere.pt"),
-    "--clip ViT-B/32": ("openaipublic.azureedge.net",),
-    "--prompt=": ("--prompt", "readable"),
-}
+    "--classes cat dog": ("--classes", "zero"), "--clip nowhere.pt": ("--clip", "nowhere.pt"),
+    "--clip ViT-B/32": ("openaipublic.azureedge.net",), "--prompt=": ("--prompt", "readable"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", WRONG)
@@ -89,11 +82,9 @@ def test_help_shows_each_flag_with_the_comment_of_its_field(here, tmp_path, monk
 
 RUN = "a4_full.py --clip tiny --train-steps 60 --batch-size 16"
 REFUSED = {  # another value -> the choice and both values
-    "--seed 1": "seed 0, not 1",
-    "--lr 0.1": "lr 0.005, not 0.1",
-    "--widths 16 32": "widths [32, 64], not [16, 32]",
-    "--train-steps 70": "train_steps 60, not 70",
-}
+    "--seed 1": "seed 0, not 1", "--lr 0.1": "lr 0.005, not 0.1",
+    "--widths 16 32": "widths [32, 64], not [16, 32]", "--train-steps 70": "train_steps 60, not 70",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", REFUSED)

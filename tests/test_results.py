@@ -140,6 +140,13 @@ def test_tables_and_sentences_about_the_study_have_its_numbers(name):
     assert publish.unfounded(TEXTS[name]) == publish.unproven(TEXTS[name]) == []
 
 
+@pytest.mark.parametrize(("goal", "right", "pixels"), [("a", 98, 99), ("b", 99, 1.3)])
+def test_each_record_reaches_its_goal(goal, right, pixels):
+    rows = publish.records(goal)
+    assert (rows["right"].str.rstrip("%").astype(float) >= right).all() and len(rows)
+    assert (rows["pixels"].astype(float) <= pixels).all()
+
+
 @pytest.mark.parametrize("script", publish.ALL)
 def test_the_result_in_a_scripts_docstring_is_the_studys(script):
     text = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")))

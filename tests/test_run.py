@@ -29,11 +29,9 @@ OTHERS = {  # script -> its flags at the smallest size
     "a0_uncond": SMALL,
     "a1_cond": f"{SMALL} --widths 16 32",
     "a2_clip": SMALL,  # without a network
-    "a3_cfg": f"{SMALL} --clip tiny --scales 1 2",
-    "a5_fast": f"{SMALL} --clip tiny",
-    "cgan": f"{FLOW} --clip tiny",
-    "cvae": f"{FLOW} --clip tiny",
-}
+    "a3_cfg": f"{SMALL} --clip tiny --scales 1 2", "a5_fast": f"{SMALL} --clip tiny",
+    "cgan": f"{FLOW} --clip tiny", "cvae": f"{FLOW} --clip tiny",
+}  # fmt: skip
 LOSSES = {"cgan": "generator_loss discriminator_loss", "cvae": "reconstruction_loss kl_loss"}
 SAMPLES, CURVE = "images/samples.npz", "metrics/loss.csv"
 

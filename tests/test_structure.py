@@ -16,10 +16,7 @@ FLOORS = [  # a module imports from lower floors, or beside it without a circle
     "kit.config kit.captions",
     "kit.data kit.folder kit.clip",
     "kit.tiny_clip kit.judge kit.run",
-    "kit.samples",
-    "kit.pictures",
-    "kit.figures",
-    "common",
+    *"kit.samples kit.pictures kit.figures common".split(),
     f"{' '.join(SCRIPTS)} evaluate",
     "compare",
 ]

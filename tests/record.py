@@ -3,18 +3,19 @@
 python tests/record.py a [--commit]   with nothing else running; then: tests/study.py --publish
 """
 
-import sys
+from typing import Literal
 
 import publish
+import tyro
 from study import FIVE, STUDIES, Task, perform
 
 
-def main(goal: str, *flags: str) -> None:
+def main(goal: tyro.conf.Positional[Literal["a", "b"]], commit: bool = False) -> None:
     names = [name for name in STUDIES if name.startswith(f"record_{goal}")][-2:]
     for task in [Task(name, "a4_full", seed) for seed in FIVE for name in names]:
-        perform(task, "--commit" in flags, anew=True)
+        perform(task, commit, anew=True)
     print(publish.records(goal).to_string(index=False))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

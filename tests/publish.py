@@ -54,9 +54,7 @@ def by_seed(study: str, script: str, scale: float) -> pd.DataFrame:
 
 
 def differences() -> pd.DataFrame:
-    """Of the claims in PAGES (what - against what: study, script, scale), each of METRICS: its mean
-    over paired seeds, with the 95 % t-interval.
-    """
+    """Of each claim in PAGES, what - against what: means over paired seeds, 95 % t-intervals."""
     rows, pages = [], "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     for claim in {claim for claims, _ in COMPARED.findall(pages) for claim in claims.split(", ")}:
         one, other = (by_seed(*side.split()) for side in claim.split(" - "))
@@ -93,8 +91,7 @@ def records(goal: str) -> pd.DataFrame:
         row = {"flags": f"`{' '.join(flags)}`", "images": f"{seen.max():,.0f}"}
         row["seconds"] = f"{spent.median():.0f} ({spent.min():.0f}–{spent.max():.0f})"
         row["right"] = f"{runs['accuracy'].median():.2%}"
-        row["pixels"] = f"{runs['fd_pixels'].median():.2f}"
-        rows.append(row)
+        rows.append(row | {"pixels": f"{runs['fd_pixels'].median():.2f}"})
     return pd.DataFrame(rows)
 
 

@@ -94,15 +94,15 @@ def test_a_run_of_other_settings_starts_over_and_a_killed_one_resumes(small, mon
         Task("mnist", "cvae", 0).run()
 
 
-def test_the_last_two_lines_of_a_goal_are_trained_anew_and_in_turns(small, monkeypatch):
+def test_the_last_two_lines_of_each_goal_are_trained_anew_and_in_turns(small, monkeypatch):
     small |= {f"record_{x}": small["mnist"] for x in ("a0", "a1", "a2", "b0")}
-    monkeypatch.setattr(record, "STUDIES", small)
     done = []
     Task("record_a2", "a4_full", 4).folder.mkdir(parents=True)
     monkeypatch.setattr(Task, "run", lambda x: done.append((x.name, x.seed, x.folder.exists())))
     monkeypatch.setattr(Task, "measure", lambda x: {})
-    record.main("a")
-    assert done == [(f"record_a{i}", seed, False) for seed in range(5) for i in (1, 2)]
+    record.main()
+    turns = [(f"record_a{i}", seed, False) for seed in range(5) for i in (1, 2)]
+    assert done == turns + [("record_b0", seed, False) for seed in range(5)]
 
 
 def test_every_variant_can_be_made(small):
